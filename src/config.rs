@@ -1,0 +1,534 @@
+//! The settings: read once from flags and environment, checked as a whole. The only file that
+//! reads the environment.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{
+    domain::{
+        RetryPolicy, SigningKey, TargetUrl,
+        address::AddressPolicy,
+        retry::RetryPolicyError,
+        signature::{SigningKeyError, SigningKeys},
+    },
+    http::{Access, AdminKey},
+    store::partitions::Retention,
+    telemetry::LogFormat,
+};
+
+/// The secret that nobody should keep.
+const DEFAULT_SECRET: &str = "change-me-in-production";
+const DEFAULT_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+const DEFAULT_LOCAL_TARGET: &str = "http://127.0.0.1:8080/webhook";
+/// What the local default allows to be called beside public addresses.
+const LOCAL_CIDRS: &str = "127.0.0.0/8,::1/128";
+/// The bounds of `REQUEST_BODY_MAX` and `RESPONSE_BODY_MAX`, in bytes.
+const REQUEST_BODY_BYTES: std::ops::RangeInclusive<usize> = 1_024..=64 * 1024 * 1024;
+const RESPONSE_BODY_BYTES: std::ops::RangeInclusive<usize> = 0..=1024 * 1024;
+/// The bounds of `HTTP_TIMEOUT`, in seconds.
+const HTTP_TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.1..=300.0;
+
+/// The settings as they are given. Each is a flag and an environment variable.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// Connection string of Postgres. Without it a private Postgres is started from the installed
+    /// binaries.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<Hidden>,
+    /// Where the private Postgres keeps its data [default: the user's data folder;
+    /// /var/lib/webhook-dispatcher for root].
+    #[arg(long, env = "DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to serve on [default: 127.0.0.1:8000].
+    #[arg(long, env = "BIND")]
+    pub bind: Option<String>,
+    /// Port to serve on, on all addresses; ignored if BIND is set.
+    #[arg(long, env = "PORT")]
+    pub port: Option<String>,
+    /// What this process does.
+    #[arg(long, env = "ROLE", value_enum, default_value = "all")]
+    pub role: Role,
+    /// Secret that signs explicit targets: `whsec_…`, or any text.
+    #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, default_value = DEFAULT_SECRET,
+          hide_default_value = true)]
+    pub webhook_secret: Hidden,
+    /// Target of an event that names none [default in the local default:
+    /// http://127.0.0.1:8080/webhook; otherwise none].
+    #[arg(long, env = "TARGET_URL")]
+    pub target_url: Option<String>,
+    /// Key that callers must send. Without it the service answers only on loopback.
+    #[arg(long, env = "ADMIN_API_KEY", hide_env_values = true)]
+    pub admin_api_key: Option<Hidden>,
+    /// Serve without any key, to everybody who can connect.
+    #[arg(long, env = "ALLOW_UNAUTHENTICATED", default_value = "false",
+          action = clap::ArgAction::Set)]
+    pub allow_unauthenticated: bool,
+    /// Blocks that may be called although they are not public, and over http: a list of CIDRs
+    /// [default in the local default: 127.0.0.0/8,::1/128; otherwise none].
+    #[arg(long, env = "ALLOWED_TARGET_CIDRS")]
+    pub allowed_target_cidrs: Option<String>,
+    /// Whether targets outside ALLOWED_TARGET_CIDRS must be https [default: true; false in the
+    /// local default].
+    #[arg(long, env = "REQUIRE_HTTPS")]
+    pub require_https: Option<bool>,
+    /// The longest time without looking into the queue, in seconds; a backstop, not the normal way
+    /// to wake.
+    #[arg(long, env = "WORKER_POLL_INTERVAL", default_value = "1.5")]
+    pub worker_poll_interval: Seconds,
+    /// Deadline over one whole exchange with a receiver, in seconds (0.1 to 300).
+    #[arg(long, env = "HTTP_TIMEOUT", default_value = "15")]
+    pub http_timeout: Seconds,
+    /// Attempts until a delivery is dead (1 to 1000).
+    #[arg(long, env = "MAX_ATTEMPTS", default_value = "20")]
+    pub max_attempts: u32,
+    /// Delay after the first attempt, in seconds; it doubles with each.
+    #[arg(long, env = "BACKOFF_BASE_SECONDS", default_value = "2")]
+    pub backoff_base_seconds: Seconds,
+    /// Longest delay between two attempts, in seconds.
+    #[arg(long, env = "BACKOFF_MAX_SECONDS", default_value = "21600")]
+    pub backoff_max_seconds: Seconds,
+    /// The longest that a receiver's `Retry-After` can make us wait, in seconds.
+    #[arg(long, env = "RETRY_AFTER_MAX", default_value = "3600")]
+    pub retry_after_max: Seconds,
+    /// Age at which a delivery is given up whatever its attempts, in days.
+    #[arg(long, env = "DELIVERY_AGE_MAX", default_value = "10")]
+    pub delivery_age_max: Days,
+    /// Requests under way in all (1 to 100000).
+    #[arg(long, env = "IN_FLIGHT_MAX", default_value = "4096")]
+    pub in_flight_max: u32,
+    /// Requests under way to one lane: a subscription, or an explicit target's origin.
+    #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "64")]
+    pub lane_in_flight_max: u32,
+    /// Days for which events, deliveries and attempts are kept.
+    #[arg(long, env = "RETENTION_DAYS", default_value = "30")]
+    pub retention_days: Days,
+    /// Days for which payloads are kept [default: as RETENTION_DAYS].
+    #[arg(long, env = "PAYLOAD_RETENTION_DAYS")]
+    pub payload_retention_days: Option<Days>,
+    /// Bytes that a request's body may have.
+    #[arg(long, env = "REQUEST_BODY_MAX", default_value = "1048576")]
+    pub request_body_max: usize,
+    /// Bytes of a receiver's answer that are read and kept.
+    #[arg(long, env = "RESPONSE_BODY_MAX", default_value = "16384")]
+    pub response_body_max: usize,
+    /// How long requests under way may finish after SIGTERM, in seconds.
+    #[arg(long, env = "SHUTDOWN_GRACE", default_value = "8")]
+    pub shutdown_grace: Seconds,
+    /// What is logged: directives such as `info` or `webhook_dispatcher=debug`.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+    /// How it is logged.
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Not settings: what the environment says about where things are.
+    #[arg(skip)]
+    pub surroundings: Surroundings,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Accepts and sends.
+    All,
+    /// Accepts only.
+    Api,
+    /// Sends only.
+    Worker,
+}
+
+/// A setting that is shown to nobody.
+#[derive(Clone)]
+pub struct Hidden(String);
+
+impl FromStr for Hidden {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// A duration given in seconds, with a fraction if need be.
+#[derive(Debug, Clone, Copy)]
+pub struct Seconds(f64);
+
+/// A duration given in days, with a fraction if need be.
+#[derive(Debug, Clone, Copy)]
+pub struct Days(f64);
+
+/// No positive number, or one beyond a century.
+#[derive(Debug, thiserror::Error)]
+#[error("must be a number above zero, and below a hundred years")]
+pub struct NoDuration;
+
+const SECONDS_PER_DAY: f64 = 86_400.0;
+const SECONDS_MAX: f64 = 36_500.0 * SECONDS_PER_DAY;
+
+impl FromStr for Seconds {
+    type Err = NoDuration;
+
+    fn from_str(text: &str) -> Result<Self, NoDuration> {
+        let seconds: f64 = text.trim().parse().map_err(|_| NoDuration)?;
+        if seconds > 0.0 && seconds <= SECONDS_MAX { Ok(Self(seconds)) } else { Err(NoDuration) }
+    }
+}
+
+impl FromStr for Days {
+    type Err = NoDuration;
+
+    fn from_str(text: &str) -> Result<Self, NoDuration> {
+        let days: f64 = text.trim().parse().map_err(|_| NoDuration)?;
+        Seconds::from_str(&(days * SECONDS_PER_DAY).to_string()).map(|s| Self(s.0))
+    }
+}
+
+impl Seconds {
+    fn duration(self) -> Duration {
+        Duration::from_secs_f64(self.0)
+    }
+}
+
+impl Days {
+    fn duration(self) -> Duration {
+        Duration::from_secs_f64(self.0)
+    }
+}
+
+/// Where things are on this machine, as the environment says.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// `PATH`.
+    pub path: Option<std::ffi::OsString>,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+    /// `XDG_DATA_HOME`.
+    pub xdg_data_home: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Reads the environment.
+    pub fn from_env() -> Self {
+        Self {
+            path: std::env::var_os("PATH"),
+            home: std::env::var_os("HOME").map(PathBuf::from),
+            xdg_data_home: std::env::var_os("XDG_DATA_HOME").map(PathBuf::from),
+        }
+    }
+}
+
+/// Where the database is.
+#[derive(Debug, Clone)]
+pub enum Database {
+    /// Elsewhere.
+    External(Box<PgConnectOptions>),
+    /// Started by us, with its data in this folder.
+    Private {
+        /// `DATA_DIR`.
+        data_dir: PathBuf,
+        /// `PATH`, to find the binaries.
+        path: Option<std::ffi::OsString>,
+    },
+}
+
+/// The settings, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the database is.
+    pub database: Database,
+    /// The address to serve on.
+    pub bind: SocketAddr,
+    /// What this process does.
+    pub role: Role,
+    /// Who may call.
+    pub access: Access,
+    /// What signs explicit targets.
+    pub signing_keys: SigningKeys,
+    /// Whether that is the secret that everybody knows.
+    pub signs_with_default_secret: bool,
+    /// The target of an event that names none.
+    pub target_url: Option<TargetUrl>,
+    /// Which addresses may be called.
+    pub addresses: AddressPolicy,
+    /// The backstop of the queue.
+    pub poll_interval: Duration,
+    /// The deadline over one exchange.
+    pub http_timeout: Duration,
+    /// When failed deliveries are tried again.
+    pub retry: RetryPolicy,
+    /// The bound on `Retry-After`.
+    pub retry_after_max: Duration,
+    /// The age at which a delivery is given up.
+    pub delivery_age_max: Duration,
+    /// Requests under way in all.
+    pub in_flight_max: usize,
+    /// Requests under way to one lane.
+    pub lane_in_flight_max: usize,
+    /// How long the history is kept.
+    pub retention: Retention,
+    /// Bytes of a request's body.
+    pub request_body_max: usize,
+    /// Bytes of an answer's body.
+    pub response_body_max: usize,
+    /// How long requests under way may finish at the end.
+    pub shutdown_grace: Duration,
+}
+
+/// Why the service does not start. Each names the variable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that cannot be read.
+    #[error("{variable}: {reason}")]
+    Value {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with it. Never the value of a secret.
+        reason: String,
+    },
+    /// Open to others, without a key.
+    #[error(
+        "BIND ({0}) is open to other machines, and ADMIN_API_KEY is not set: set it, bind to \
+         127.0.0.1, or say ALLOW_UNAUTHENTICATED=true"
+    )]
+    Open(SocketAddr),
+    /// A key, and the secret that everybody knows.
+    #[error("ADMIN_API_KEY is set, but WEBHOOK_SECRET is still `{DEFAULT_SECRET}`: set it too")]
+    DefaultSecret,
+    /// A key, and no key.
+    #[error("ADMIN_API_KEY and ALLOW_UNAUTHENTICATED=true contradict each other")]
+    KeyAndNoKey,
+    /// Deliveries would expire before their last attempt.
+    #[error(
+        "MAX_ATTEMPTS, BACKOFF_BASE_SECONDS and BACKOFF_MAX_SECONDS reach {} h ahead, beyond \
+         DELIVERY_AGE_MAX ({} h)", horizon.as_secs() / 3600, age_max.as_secs() / 3600
+    )]
+    Horizon {
+        /// How far the policy reaches.
+        horizon: Duration,
+        /// How old a delivery may become.
+        age_max: Duration,
+    },
+    /// What is still to be sent would be dropped.
+    #[error("{variable} must be at least a day longer than DELIVERY_AGE_MAX")]
+    Retention {
+        /// The variable.
+        variable: &'static str,
+    },
+    /// Nowhere to keep the private Postgres.
+    #[error("DATA_DIR must be set: neither HOME nor XDG_DATA_HOME say where your data belongs")]
+    NoDataDir,
+}
+
+fn bad(variable: &'static str, reason: impl fmt::Display) -> ConfigError {
+    ConfigError::Value { variable, reason: reason.to_string() }
+}
+
+/// Platforms and compose files like to set a variable to nothing.
+fn set(text: Option<&str>) -> Option<&str> {
+    text.map(str::trim).filter(|text| !text.is_empty())
+}
+
+impl Settings {
+    /// Checks the settings as a whole.
+    pub fn check(&self) -> Result<Config, ConfigError> {
+        let bind = self.bind()?;
+        let database_url = set(self.database_url.as_ref().map(|url| url.0.as_str()));
+        let key = set(self.admin_api_key.as_ref().map(|key| key.0.as_str()));
+        let is_local_default = database_url.is_none() && key.is_none() && bind.ip().is_loopback();
+        let addresses = self.addresses(is_local_default)?;
+        let retry = self.retry()?;
+        let http_timeout = self.http_timeout()?;
+        let delivery_age_max = self.delivery_age_max.duration();
+        let horizon = retry.horizon(http_timeout);
+        if horizon > delivery_age_max {
+            return Err(ConfigError::Horizon { horizon, age_max: delivery_age_max });
+        }
+        Ok(Config {
+            database: self.database(database_url)?,
+            bind,
+            role: self.role,
+            access: self.access(bind, key)?,
+            signing_keys: self.signing_keys()?,
+            signs_with_default_secret: self.webhook_secret.0 == DEFAULT_SECRET,
+            target_url: self.target(is_local_default, &addresses)?,
+            addresses,
+            poll_interval: self.worker_poll_interval.duration(),
+            http_timeout,
+            retry,
+            retry_after_max: self.retry_after_max.duration(),
+            delivery_age_max,
+            in_flight_max: count("IN_FLIGHT_MAX", self.in_flight_max, 100_000)?,
+            lane_in_flight_max: count("LANE_IN_FLIGHT_MAX", self.lane_in_flight_max, 10_000)?,
+            retention: self.retention(delivery_age_max)?,
+            request_body_max: within(
+                "REQUEST_BODY_MAX",
+                self.request_body_max,
+                &REQUEST_BODY_BYTES,
+            )?,
+            response_body_max: within(
+                "RESPONSE_BODY_MAX",
+                self.response_body_max,
+                &RESPONSE_BODY_BYTES,
+            )?,
+            shutdown_grace: self.shutdown_grace.duration(),
+        })
+    }
+
+    fn bind(&self) -> Result<SocketAddr, ConfigError> {
+        if let Some(bind) = set(self.bind.as_deref()) {
+            return bind
+                .parse()
+                .map_err(|_| bad("BIND", "must be an address such as 127.0.0.1:8000"));
+        }
+        match set(self.port.as_deref()) {
+            Some(port) => {
+                let port = port.parse().map_err(|_| bad("PORT", "must be a port number"))?;
+                Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+            }
+            None => Ok(DEFAULT_BIND),
+        }
+    }
+
+    fn database(&self, url: Option<&str>) -> Result<Database, ConfigError> {
+        if let Some(url) = url {
+            // The parser's message may quote the URL, and with it a password.
+            let options = PgConnectOptions::from_str(url).map_err(|_| {
+                bad("DATABASE_URL", "must look like postgres://user:password@host:5432/database")
+            })?;
+            return Ok(Database::External(Box::new(options)));
+        }
+        let around = &self.surroundings;
+        let data_dir = match &self.data_dir {
+            Some(data_dir) if !data_dir.as_os_str().is_empty() => data_dir.clone(),
+            _ => crate::embedded_postgres::default_data_dir(
+                around.home.as_deref(),
+                around.xdg_data_home.as_deref(),
+                rustix::process::geteuid().is_root(),
+            )
+            .ok_or(ConfigError::NoDataDir)?,
+        };
+        Ok(Database::Private { data_dir, path: around.path.clone() })
+    }
+
+    fn access(&self, bind: SocketAddr, key: Option<&str>) -> Result<Access, ConfigError> {
+        match key {
+            Some(_) if self.allow_unauthenticated => Err(ConfigError::KeyAndNoKey),
+            Some(_) if self.webhook_secret.0 == DEFAULT_SECRET => Err(ConfigError::DefaultSecret),
+            Some(key) => Ok(Access::Key(AdminKey::new(key))),
+            None if self.allow_unauthenticated => Ok(Access::Anybody),
+            None if bind.ip().is_loopback() => Ok(Access::LoopbackOnly),
+            // A worker serves only its health and its metrics, but those are nobody's business.
+            None => Err(ConfigError::Open(bind)),
+        }
+    }
+
+    fn signing_keys(&self) -> Result<SigningKeys, ConfigError> {
+        let key = SigningKey::from_secret(&self.webhook_secret.0)
+            .map_err(|error: SigningKeyError| bad("WEBHOOK_SECRET", error))?;
+        Ok(SigningKeys::single(key))
+    }
+
+    fn addresses(&self, is_local_default: bool) -> Result<AddressPolicy, ConfigError> {
+        let default = if is_local_default { LOCAL_CIDRS } else { "" };
+        let list = self.allowed_target_cidrs.as_deref().unwrap_or(default);
+        let allowed = list
+            .split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(|item| {
+                item.parse::<IpNet>().or_else(|_| item.parse::<IpAddr>().map(IpNet::from)).map_err(
+                    |_| {
+                        let reason = format!("`{item}` is no block such as 10.0.0.0/8");
+                        bad("ALLOWED_TARGET_CIDRS", reason)
+                    },
+                )
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(AddressPolicy::new(allowed, self.require_https.unwrap_or(!is_local_default)))
+    }
+
+    fn target(
+        &self,
+        is_local_default: bool,
+        addresses: &AddressPolicy,
+    ) -> Result<Option<TargetUrl>, ConfigError> {
+        let default = is_local_default.then_some(DEFAULT_LOCAL_TARGET);
+        let Some(text) = set(self.target_url.as_deref()).or(default) else { return Ok(None) };
+        let target = TargetUrl::parse(text).map_err(|error| bad("TARGET_URL", error))?;
+        if let Some(address) = target.literal_address() {
+            addresses.vet(address, target.is_https()).map_err(|error| bad("TARGET_URL", error))?;
+        }
+        Ok(Some(target))
+    }
+
+    fn retry(&self) -> Result<RetryPolicy, ConfigError> {
+        RetryPolicy::exponential(
+            self.max_attempts,
+            self.backoff_base_seconds.duration(),
+            self.backoff_max_seconds.duration(),
+        )
+        .map_err(|error| match error {
+            RetryPolicyError::Attempts => bad("MAX_ATTEMPTS", error),
+            RetryPolicyError::Base => bad("BACKOFF_BASE_SECONDS", error),
+        })
+    }
+
+    fn http_timeout(&self) -> Result<Duration, ConfigError> {
+        if HTTP_TIMEOUT_SECONDS.contains(&self.http_timeout.0) {
+            Ok(self.http_timeout.duration())
+        } else {
+            Err(bad("HTTP_TIMEOUT", "must be 0.1 to 300 seconds"))
+        }
+    }
+
+    fn retention(&self, age_max: Duration) -> Result<Retention, ConfigError> {
+        let history = self.retention_days.duration();
+        let payload = self.payload_retention_days.map_or(history, Days::duration);
+        // A day more, since whole days are dropped.
+        let least = age_max + Duration::from_secs(86_400);
+        if history < least {
+            return Err(ConfigError::Retention { variable: "RETENTION_DAYS" });
+        }
+        if payload < least {
+            return Err(ConfigError::Retention { variable: "PAYLOAD_RETENTION_DAYS" });
+        }
+        if payload > history {
+            return Err(bad("PAYLOAD_RETENTION_DAYS", "must not be above RETENTION_DAYS"));
+        }
+        Ok(Retention { history, payload })
+    }
+}
+
+fn count(variable: &'static str, value: u32, max: u32) -> Result<usize, ConfigError> {
+    if (1..=max).contains(&value) {
+        Ok(value as usize)
+    } else {
+        Err(bad(variable, format!("must be 1 to {max}")))
+    }
+}
+
+fn within(
+    variable: &'static str,
+    value: usize,
+    range: &std::ops::RangeInclusive<usize>,
+) -> Result<usize, ConfigError> {
+    if range.contains(&value) {
+        Ok(value)
+    } else {
+        Err(bad(variable, format!("must be {} to {}", range.start(), range.end())))
+    }
+}

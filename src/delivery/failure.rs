@@ -1,0 +1,74 @@
+//! From the errors of the HTTP client to the closed set of classes. By type, never by text.
+
+use std::{error::Error, io};
+
+use super::resolver::ResolveError;
+use crate::domain::{ErrorClass, outcome::Failure};
+
+/// Too many open files, in this process or in the system: our fault, not the receiver's.
+const OUT_OF_FILES: [i32; 2] =
+    [rustix::io::Errno::MFILE.raw_os_error(), rustix::io::Errno::NFILE.raw_os_error()];
+
+/// Which class an error of the client belongs to.
+pub fn failure_of(error: &reqwest::Error) -> Failure {
+    let class = causes(error).find_map(class_of).unwrap_or(if error.is_connect() {
+        ErrorClass::Connect
+    } else {
+        ErrorClass::Protocol
+    });
+    Failure::new(class, describe(error))
+}
+
+/// What the type of one cause says for certain.
+fn class_of(cause: &(dyn Error + 'static)) -> Option<ErrorClass> {
+    if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
+        return Some(match resolve {
+            ResolveError::Dns { .. } => ErrorClass::Dns,
+            ResolveError::Blocked { .. } => ErrorClass::BlockedAddress,
+        });
+    }
+    if cause.is::<rustls::Error>() {
+        return Some(ErrorClass::Tls);
+    }
+    if let Some(io) = cause.downcast_ref::<io::Error>() {
+        if io.raw_os_error().is_some_and(|code| OUT_OF_FILES.contains(&code)) {
+            return Some(ErrorClass::Internal);
+        }
+        // An I/O error hides what it wraps from `source()`.
+        return io.get_ref().and_then(|inner| class_of(inner));
+    }
+    cause
+        .downcast_ref::<hyper::Error>()
+        .filter(|error| error.is_parse_too_large())
+        .map(|_| ErrorClass::ResponseTooLarge)
+}
+
+/// The error with its causes, without the URL: it is shown beside.
+fn describe(error: &reqwest::Error) -> String {
+    let texts: Vec<_> = causes(error).skip(1).map(ToString::to_string).collect();
+    match texts.last() {
+        // The innermost causes say it; what is around them only names the layers of the client.
+        Some(last) if texts.len() > 1 => {
+            let before = &texts[texts.len() - 2];
+            if before.contains(last.as_str()) {
+                before.clone()
+            } else {
+                format!("{before}: {last}")
+            }
+        }
+        Some(only) => only.clone(),
+        None => error.to_string(),
+    }
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    // No chain of ours is this deep; a cycle must not hang us.
+    const CAUSES_MAX: usize = 16;
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+    .take(CAUSES_MAX)
+}

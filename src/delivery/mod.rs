@@ -1,0 +1,9 @@
+//! One HTTP exchange: sign, send, classify. Knows no database and no queue.
+
+pub mod client;
+mod failure;
+pub mod request;
+pub mod resolver;
+
+pub use client::{Client, ClientError, Exchange};
+pub use request::Outgoing;

@@ -1,0 +1,183 @@
+//! What is sent: the headers and signatures of one attempt. Pure.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, Utc};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use url::Url;
+
+use crate::domain::{DeliveryId, EventId, TargetUrl, signature::SigningKeys};
+
+const AGENT: &str = concat!("webhook-dispatcher/", env!("CARGO_PKG_VERSION"));
+
+/// One attempt, before it is signed.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    /// The event; its id is the `webhook-id`.
+    pub event_id: EventId,
+    /// The event's type, if told.
+    pub event_type: Option<&'a str>,
+    /// The delivery.
+    pub delivery_id: DeliveryId,
+    /// The attempt's number, from 1.
+    pub number: u32,
+    /// When it starts, by the database's clock.
+    pub at: DateTime<Utc>,
+    /// The span of this attempt, for `traceparent`.
+    pub span_id: u64,
+    /// Where it goes.
+    pub target: &'a TargetUrl,
+    /// The bytes to sign and to send.
+    pub body: &'a Bytes,
+}
+
+/// A request, ready to go.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub url: Url,
+    /// Its headers, but for those that HTTP itself adds.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A header of ours could not be made of a value.
+#[derive(Debug, thiserror::Error)]
+#[error("the header {name} cannot carry its value")]
+pub struct HeaderRefused {
+    name: HeaderName,
+}
+
+impl Outgoing {
+    /// Signs an attempt and lays out its headers.
+    pub fn signed(attempt: &Attempt<'_>, keys: &SigningKeys) -> Result<Self, HeaderRefused> {
+        let mut headers = HeaderMap::with_capacity(16);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let mut put = |name: &'static str, value: String| {
+            let name = HeaderName::from_static(name);
+            match HeaderValue::try_from(value) {
+                Ok(value) => {
+                    headers.insert(name, value);
+                    Ok(())
+                }
+                Err(_) => Err(HeaderRefused { name }),
+            }
+        };
+
+        let event_id = attempt.event_id.to_string();
+        let unix_seconds = attempt.at.timestamp();
+        let time = attempt.at.to_rfc3339_opts(SecondsFormat::Millis, true);
+        put("webhook-signature", keys.standard_signatures(&event_id, unix_seconds, attempt.body))?;
+        put("webhook-timestamp", unix_seconds.to_string())?;
+        put("x-webhook-signature", keys.newest().hex_signature(&time, attempt.body))?;
+        put("x-webhook-timestamp", time)?;
+        put("x-webhook-delivery-id", attempt.delivery_id.to_string())?;
+        put("x-webhook-attempt", attempt.number.to_string())?;
+        put("traceparent", traceparent(attempt.event_id, attempt.span_id))?;
+        if let Some(event_type) = attempt.event_type {
+            put("x-webhook-event", event_type.to_owned())?;
+            put("x-webhook-event-type", event_type.to_owned())?;
+        }
+        put("x-webhook-event-id", event_id.clone())?;
+        put("webhook-id", event_id)?;
+        Ok(Self { url: attempt.target.url().clone(), headers, body: attempt.body.clone() })
+    }
+}
+
+/// W3C Trace Context: one trace an event, one span an attempt, not sampled by us.
+fn traceparent(event: EventId, span_id: u64) -> String {
+    // A span of zeros is invalid.
+    format!("00-{}-{:016x}-00", event.uuid().as_simple(), span_id.max(1))
+}
+
+/// Header lines as they are kept. Values beyond ASCII are read as Latin-1, which cannot fail.
+pub fn header_lines(headers: &HeaderMap) -> String {
+    let mut lines = String::with_capacity(headers.len() * 48);
+    for (name, value) in headers {
+        let _ = write!(lines, "{name}: ");
+        match value.to_str() {
+            Ok(text) => lines.push_str(text),
+            Err(_) => lines.extend(value.as_bytes().iter().copied().map(char::from)),
+        }
+        lines.push('\n');
+    }
+    lines.pop();
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::SigningKey;
+
+    #[test]
+    fn the_headers_of_the_contract_are_all_there() {
+        let event_id: EventId = "evt_0192d4e012347abc8def0123456789ab".parse().unwrap();
+        let target = TargetUrl::parse("https://example.com/hook").unwrap();
+        let attempt = Attempt {
+            event_id,
+            event_type: Some("invoice.paid"),
+            delivery_id: DeliveryId::of_event(event_id, 0),
+            number: 3,
+            at: DateTime::from_timestamp_millis(1_795_219_200_123).unwrap(),
+            span_id: 255,
+            target: &target,
+            body: &Bytes::from_static(b"{}"),
+        };
+        let key = SigningKey::from_secret("secret").unwrap();
+        let outgoing = Outgoing::signed(&attempt, &SigningKeys::single(key)).unwrap();
+        let mut lines: Vec<_> =
+            header_lines(&outgoing.headers).lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        // Signatures by: printf '%s' "$signed" | openssl dgst -sha256 -hmac secret [-binary | base64]
+        assert_eq!(
+            lines,
+            [
+                "content-type: application/json",
+                "traceparent: 00-0192d4e012347abc8def0123456789ab-00000000000000ff-00",
+                concat!("user-agent: webhook-dispatcher/", env!("CARGO_PKG_VERSION")),
+                "webhook-id: evt_0192d4e012347abc8def0123456789ab",
+                "webhook-signature: v1,ATnPuEjzAIZsW+L2LbojH6SfmjDcSjyjdmhDh5T6qQU=",
+                "webhook-timestamp: 1795219200",
+                "x-webhook-attempt: 3",
+                "x-webhook-delivery-id: dlv_0192d4e012347abc8def012345600000",
+                "x-webhook-event-id: evt_0192d4e012347abc8def0123456789ab",
+                "x-webhook-event-type: invoice.paid",
+                "x-webhook-event: invoice.paid",
+                "x-webhook-signature: 20b8887cd416d68b00486311239aafcd0eaba669bdc9a909cc71a062dd043b7e",
+                "x-webhook-timestamp: 2026-11-21T00:00:00.123Z",
+            ]
+        );
+    }
+
+    #[test]
+    fn untyped_events_have_no_type_headers() {
+        let event_id = EventId::new(1, [1; 10]);
+        let attempt = Attempt {
+            event_id,
+            event_type: None,
+            delivery_id: DeliveryId::of_event(event_id, 0),
+            number: 1,
+            at: DateTime::UNIX_EPOCH,
+            span_id: 0,
+            target: &TargetUrl::parse("http://a/").unwrap(),
+            body: &Bytes::new(),
+        };
+        let key = SigningKey::from_secret("secret").unwrap();
+        let headers = Outgoing::signed(&attempt, &SigningKeys::single(key)).unwrap().headers;
+        assert!(!headers.contains_key("x-webhook-event"));
+        assert!(headers["traceparent"].to_str().unwrap().ends_with("-0000000000000001-00"));
+    }
+
+    #[test]
+    fn any_header_value_can_be_kept() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-a", HeaderValue::from_bytes(b"caf\xe9").unwrap());
+        headers.append("x-a", HeaderValue::from_static("2"));
+        assert_eq!(header_lines(&headers), "x-a: café\nx-a: 2");
+        assert_eq!(header_lines(&HeaderMap::new()), "");
+    }
+}

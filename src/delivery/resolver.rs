@@ -1,0 +1,110 @@
+//! DNS that refuses what [`crate::domain::address`] refuses.
+//!
+//! The client connects to the addresses that this resolver returns and never asks again, so an
+//! address is checked and then connected to: a name that changes its answer in between (DNS
+//! rebinding) gains nothing. One bad address among good ones refuses the whole name. Hosts that are
+//! addresses themselves never come here; [`super::client`] vets those.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{LookupIpStrategy, ResolverConfig},
+    net::runtime::TokioRuntimeProvider,
+};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use crate::domain::address::{AddressPolicy, AddressRefused};
+
+/// How long one server is asked, and how often.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(3);
+const QUERY_ATTEMPTS: usize = 2;
+/// How many addresses of one name are looked at.
+const ADDRESSES_MAX: usize = 64;
+/// However long a name's answer claims to hold, it is asked again after this.
+const ANSWER_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// Why a name led to no address that may be called.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The look-up failed.
+    #[error("{host} could not be resolved: {reason}")]
+    Dns {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        reason: String,
+    },
+    /// One of its addresses may not be called.
+    #[error("{host} resolves to an address that is refused: {refused}")]
+    Blocked {
+        /// The name.
+        host: String,
+        /// Which, and why.
+        refused: AddressRefused,
+    },
+}
+
+/// A resolver for connections that are encrypted, or for those that are not.
+#[derive(Clone)]
+pub struct VettingResolver {
+    resolver: TokioResolver,
+    policy: Arc<AddressPolicy>,
+    is_https: bool,
+}
+
+impl VettingResolver {
+    /// Vets by `policy`. Both kinds share the resolver and its cache.
+    pub fn new(resolver: TokioResolver, policy: Arc<AddressPolicy>, is_https: bool) -> Self {
+        Self { resolver, policy, is_https }
+    }
+
+    async fn addresses(&self, host: &str) -> Result<Vec<SocketAddr>, ResolveError> {
+        let failed = |reason: String| ResolveError::Dns { host: host.to_owned(), reason };
+        let answer =
+            self.resolver.lookup_ip(host).await.map_err(|error| failed(error.to_string()))?;
+        let mut addresses = Vec::new();
+        for ip in answer.iter() {
+            if addresses.len() >= ADDRESSES_MAX {
+                return Err(failed(format!("it has more than {ADDRESSES_MAX} addresses")));
+            }
+            self.policy
+                .vet(ip, self.is_https)
+                .map_err(|refused| ResolveError::Blocked { host: host.to_owned(), refused })?;
+            addresses.push(SocketAddr::new(ip, 0));
+        }
+        if addresses.is_empty() {
+            return Err(failed("it has no address".to_owned()));
+        }
+        Ok(addresses)
+    }
+}
+
+impl Resolve for VettingResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let this = self.clone();
+        Box::pin(async move {
+            let addresses = this.addresses(name.as_str()).await?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// The system's resolver, asynchronous. Without a readable configuration only the hosts file and
+/// literal addresses are left, which is what a container without network needs.
+pub fn system_resolver() -> TokioResolver {
+    let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
+        tracing::warn!(%error, "no DNS configuration could be read; only the hosts file is used");
+        TokioResolver::builder_with_config(
+            ResolverConfig::from_name_servers(Vec::new()),
+            TokioRuntimeProvider::default(),
+        )
+    });
+    let options = builder.options_mut();
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.timeout = QUERY_TIMEOUT;
+    options.attempts = QUERY_ATTEMPTS;
+    options.positive_max_ttl = Some(ANSWER_AGE_MAX);
+    options.negative_max_ttl = Some(Duration::from_secs(5));
+    builder.build().expect("a resolver without TLS has nothing to load")
+}

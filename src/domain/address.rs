@@ -1,0 +1,278 @@
+//! Which addresses a delivery may be sent to.
+//!
+//! Everything that is not the public internet is refused, unless the operator's
+//! `ALLOWED_TARGET_CIDRS` says otherwise. The table follows the special-purpose registries of IANA
+//! (RFC 6890 and its updates), and adds what clouds put elsewhere.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+const fn v6(address: Ipv6Addr, prefix: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(address, prefix)
+}
+
+/// The IPv4 blocks that are refused, and what each is.
+const BLOCKED_V4: &[(Ipv4Net, &str)] = &[
+    (v4(0, 0, 0, 0, 8), "this network"),
+    (v4(10, 0, 0, 0, 8), "private"),
+    (v4(100, 64, 0, 0, 10), "carrier-grade NAT"),
+    (v4(127, 0, 0, 0, 8), "loopback"),
+    (v4(169, 254, 0, 0, 16), "link-local, cloud metadata"),
+    (v4(172, 16, 0, 0, 12), "private"),
+    (v4(192, 0, 0, 0, 24), "protocol assignments"),
+    (v4(192, 0, 2, 0, 24), "documentation"),
+    (v4(192, 31, 196, 0, 24), "AS112"),
+    (v4(192, 52, 193, 0, 24), "AMT"),
+    (v4(192, 88, 99, 0, 24), "6to4 relay"),
+    (v4(192, 168, 0, 0, 16), "private"),
+    (v4(192, 175, 48, 0, 24), "AS112"),
+    (v4(198, 18, 0, 0, 15), "benchmarking"),
+    (v4(198, 51, 100, 0, 24), "documentation"),
+    (v4(203, 0, 113, 0, 24), "documentation"),
+    (v4(224, 0, 0, 0, 4), "multicast"),
+    (v4(240, 0, 0, 0, 4), "reserved, broadcast"),
+    // Azure's wire server: a public address that only the host answers.
+    (v4(168, 63, 129, 16, 32), "cloud metadata"),
+];
+
+/// The only IPv6 block that holds public addresses; everything outside it is refused.
+const GLOBAL_UNICAST_V6: Ipv6Net = v6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+
+/// The blocks within [`GLOBAL_UNICAST_V6`] that are refused, and what each is.
+const BLOCKED_V6: &[(Ipv6Net, &str)] = &[
+    (v6(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), "protocol assignments, Teredo"),
+    (v6(Ipv6Addr::new(0x2001, 0x0db8, 0, 0, 0, 0, 0, 0), 32), "documentation"),
+    (v6(Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), "6to4"),
+    (v6(Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48), "AS112"),
+    (v6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), "documentation"),
+];
+
+/// The IPv6 blocks outside [`GLOBAL_UNICAST_V6`] that are common enough to be named in an error.
+const NAMED_V6: &[(Ipv6Net, &str)] = &[
+    (v6(Ipv6Addr::UNSPECIFIED, 128), "unspecified"),
+    (v6(Ipv6Addr::LOCALHOST, 128), "loopback"),
+    (v6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96), "IPv4-mapped"),
+    (v6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96), "NAT64"),
+    (v6(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48), "NAT64"),
+    (v6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7), "unique local, cloud metadata"),
+    (v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10), "link-local"),
+    (v6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8), "multicast"),
+];
+
+/// Why an address is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AddressRefused {
+    /// No public address, and not in `ALLOWED_TARGET_CIDRS`.
+    #[error("{address} is not a public address ({kind}); ALLOWED_TARGET_CIDRS can allow it")]
+    NotPublic {
+        /// The address.
+        address: IpAddr,
+        /// What its block is for.
+        kind: &'static str,
+    },
+    /// Plain http to an address that is not in `ALLOWED_TARGET_CIDRS`.
+    #[error(
+        "{address} may be called over https only; ALLOWED_TARGET_CIDRS can allow http to it, \
+         REQUIRE_HTTPS=false to all"
+    )]
+    NotEncrypted {
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+/// What the operator's settings allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressPolicy {
+    allowed: Vec<IpNet>,
+    requires_https: bool,
+}
+
+impl AddressPolicy {
+    /// A policy that lets the blocks of `allowed` be called whatever they are, over http too.
+    /// Elsewhere only public addresses may be called, and over https if `requires_https`.
+    pub fn new(allowed: Vec<IpNet>, requires_https: bool) -> Self {
+        Self { allowed, requires_https }
+    }
+
+    /// Whether http to a public address is refused.
+    pub fn requires_https(&self) -> bool {
+        self.requires_https
+    }
+
+    /// Decides on the address that a connection would go to.
+    pub fn vet(&self, address: IpAddr, is_https: bool) -> Result<(), AddressRefused> {
+        if self.allowed.iter().any(|net| net.contains(&address)) {
+            return Ok(());
+        }
+        if let Some(kind) = special_purpose(address) {
+            return Err(AddressRefused::NotPublic { address, kind });
+        }
+        if self.requires_https && !is_https {
+            return Err(AddressRefused::NotEncrypted { address });
+        }
+        Ok(())
+    }
+}
+
+/// What an address is for, if it is not public.
+fn special_purpose(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(ip) => {
+            BLOCKED_V4.iter().find(|(net, _)| net.contains(&ip)).map(|&(_, kind)| kind)
+        }
+        IpAddr::V6(ip) if GLOBAL_UNICAST_V6.contains(&ip) => {
+            BLOCKED_V6.iter().find(|(net, _)| net.contains(&ip)).map(|&(_, kind)| kind)
+        }
+        IpAddr::V6(ip) => Some(
+            NAMED_V6
+                .iter()
+                .find(|(net, _)| net.contains(&ip))
+                .map_or("reserved", |&(_, kind)| kind),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(address: &str, expected: Option<&str>) {
+        assert_eq!(special_purpose(address.parse().unwrap()), expected, "{address}");
+    }
+
+    #[test]
+    fn v4_blocks_begin_and_end_where_the_registry_says() {
+        for (first, last, kind) in [
+            ("0.0.0.0", "0.255.255.255", "this network"),
+            ("10.0.0.0", "10.255.255.255", "private"),
+            ("100.64.0.0", "100.127.255.255", "carrier-grade NAT"),
+            ("127.0.0.0", "127.255.255.255", "loopback"),
+            ("169.254.0.0", "169.254.255.255", "link-local, cloud metadata"),
+            ("172.16.0.0", "172.31.255.255", "private"),
+            ("192.0.0.0", "192.0.0.255", "protocol assignments"),
+            ("192.0.2.0", "192.0.2.255", "documentation"),
+            ("192.88.99.0", "192.88.99.255", "6to4 relay"),
+            ("192.168.0.0", "192.168.255.255", "private"),
+            ("198.18.0.0", "198.19.255.255", "benchmarking"),
+            ("198.51.100.0", "198.51.100.255", "documentation"),
+            ("203.0.113.0", "203.0.113.255", "documentation"),
+            ("224.0.0.0", "239.255.255.255", "multicast"),
+            ("240.0.0.0", "255.255.255.255", "reserved, broadcast"),
+            ("168.63.129.16", "168.63.129.16", "cloud metadata"),
+        ] {
+            check(first, Some(kind));
+            check(last, Some(kind));
+        }
+        for public in [
+            "1.0.0.0",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.0",
+            "192.0.3.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "223.255.255.255",
+            "168.63.129.15",
+            "168.63.129.17",
+        ] {
+            check(public, None);
+        }
+    }
+
+    #[test]
+    fn v6_is_public_only_within_global_unicast() {
+        for (address, kind) in [
+            ("::", "unspecified"),
+            ("::1", "loopback"),
+            ("::ffff:8.8.8.8", "IPv4-mapped"),
+            ("::8.8.8.8", "reserved"),
+            ("64:ff9b::8.8.8.8", "NAT64"),
+            ("64:ff9b:1::1", "NAT64"),
+            ("100::1", "reserved"),
+            ("2001::1", "protocol assignments, Teredo"),
+            ("2001:1ff:ffff::1", "protocol assignments, Teredo"),
+            ("2001:db8::1", "documentation"),
+            ("2002:a00:1::1", "6to4"),
+            ("2620:4f:8000::1", "AS112"),
+            ("3fff:fff::1", "documentation"),
+            ("4000::1", "reserved"),
+            ("5f00::1", "reserved"),
+            ("fc00::1", "unique local, cloud metadata"),
+            ("fd00:ec2::254", "unique local, cloud metadata"),
+            ("fe80::1", "link-local"),
+            ("fec0::1", "reserved"),
+            ("ff02::1", "multicast"),
+        ] {
+            check(address, Some(kind));
+        }
+        for public in ["2001:200::1", "2606:4700::1111", "2a00:1450::1", "3ffe::1", "3fff:1000::1"]
+        {
+            check(public, None);
+        }
+    }
+
+    #[test]
+    fn the_operator_can_allow_blocks_and_http() {
+        let vet = |policy: &AddressPolicy, address: &str, is_https| {
+            policy.vet(address.parse().unwrap(), is_https).is_ok()
+        };
+        let strict = AddressPolicy::new(vec!["10.1.0.0/16".parse().unwrap()], true);
+        assert!(vet(&strict, "10.1.2.3", false), "allowed blocks may be called over http");
+        assert!(!vet(&strict, "10.2.0.1", true));
+        assert!(vet(&strict, "8.8.8.8", true));
+        assert!(!vet(&strict, "8.8.8.8", false));
+        assert!(!vet(&strict, "::ffff:10.1.2.3", true), "a mapped address is another address");
+        let lax = AddressPolicy::new(vec![], false);
+        assert!(vet(&lax, "8.8.8.8", false));
+        assert!(!vet(&lax, "127.0.0.1", false));
+    }
+
+    #[test]
+    fn refusals_name_the_setting() {
+        let policy = AddressPolicy::new(vec![], true);
+        let text =
+            |address: &str| policy.vet(address.parse().unwrap(), false).unwrap_err().to_string();
+        assert_eq!(
+            text("127.0.0.1"),
+            "127.0.0.1 is not a public address (loopback); ALLOWED_TARGET_CIDRS can allow it"
+        );
+        assert!(text("8.8.8.8").contains("REQUIRE_HTTPS"));
+    }
+
+    proptest! {
+        #[test]
+        fn embedded_v4_addresses_never_pass(bits in any::<u32>()) {
+            let ip = Ipv4Addr::from_bits(bits);
+            let [a, b, c, d] = ip.octets().map(u16::from);
+            let (high, low) = (a << 8 | b, c << 8 | d);
+            for wrapped in [
+                ip.to_ipv6_mapped(),
+                ip.to_ipv6_compatible(),
+                Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+                Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+                Ipv6Addr::new(0x2001, 0, high, low, 0, 0, 0, 1),
+            ] {
+                prop_assert!(special_purpose(wrapped.into()).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What a delivery is, and every rule that needs no clock, no dice, no database and no network.
+//!
+//! ```text
+//!                    ┌──────────── retry: due again after a delay ───────────┐
+//!                    ▼                                                       │
+//! accepted ──► pending ──claim──► in_flight ──► attempt recorded ──► decide ─┼──► delivered
+//!                    ▲                │                                      └──► dead
+//!                    └── lease lost ──┘   (20 in a row: dead, `interrupted`)
+//! ```
+//!
+//! Nothing in this module reads a clock or draws a random number: times and jitter are arguments.
+//! That is what lets the tests be tables, and lets the database's clock be the only one.
+
+pub mod address;
+pub mod attempt;
+pub mod delivery;
+pub mod event;
+pub mod ids;
+pub mod outcome;
+pub mod pacing;
+pub mod retry;
+pub mod routing;
+pub mod signature;
+pub mod target;
+
+pub use delivery::{DeliveryState, EventStatus};
+pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
+pub use ids::{ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SubscriptionId};
+pub use outcome::{ErrorClass, Outcome};
+pub use retry::{Decision, RetryPolicy};
+pub use signature::SigningKey;
+pub use target::TargetUrl;

@@ -1,0 +1,182 @@
+//! Where a delivery goes: an http(s) URL that has been read and checked once.
+
+use std::{fmt, net::IpAddr};
+
+use sha2::{Digest, Sha256};
+use url::{Host, Url};
+use uuid::Uuid;
+
+use super::ids::{ApplicationId, LaneId};
+
+/// How many bytes a target URL may have.
+pub const URL_BYTES_MAX: usize = 2_048;
+
+/// Why a text is not a target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetUrlError {
+    /// Over [`URL_BYTES_MAX`].
+    #[error("is longer than {URL_BYTES_MAX} bytes")]
+    TooLong,
+    /// No absolute URL.
+    #[error("is not an absolute URL: {0}")]
+    Malformed(url::ParseError),
+    /// Neither http nor https.
+    #[error("must begin with http:// or https://")]
+    Scheme,
+    /// A user or a password, which would be sent to nobody and stored in the clear.
+    #[error("must not contain a user or password; use a header instead")]
+    Credentials,
+    /// A `#fragment`, which no server ever sees.
+    #[error("must not contain a fragment (`#…`)")]
+    Fragment,
+    /// Port 0.
+    #[error("must not name port 0")]
+    Port,
+}
+
+/// An absolute http(s) URL without credentials or fragment, in the WHATWG normal form: a host
+/// that is an IPv4 address in any spelling (`0x7f.1`, `2130706433`) has become dotted decimal.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TargetUrl(Url);
+
+impl TargetUrl {
+    /// Reads a target.
+    pub fn parse(text: &str) -> Result<Self, TargetUrlError> {
+        if text.len() > URL_BYTES_MAX {
+            return Err(TargetUrlError::TooLong);
+        }
+        let url = Url::parse(text).map_err(TargetUrlError::Malformed)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(TargetUrlError::Scheme);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(TargetUrlError::Credentials);
+        }
+        if url.fragment().is_some() {
+            return Err(TargetUrlError::Fragment);
+        }
+        if url.port() == Some(0) {
+            return Err(TargetUrlError::Port);
+        }
+        // The normal form can be longer than what came: percent-encoding triples a byte.
+        if url.as_str().len() > URL_BYTES_MAX {
+            return Err(TargetUrlError::TooLong);
+        }
+        Ok(Self(url))
+    }
+
+    /// The URL in its normal form.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The parsed URL.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+
+    /// Whether the exchange is encrypted.
+    pub fn is_https(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// The address, if the host is one rather than a name. No resolver ever sees such a host.
+    pub fn literal_address(&self) -> Option<IpAddr> {
+        match self.0.host()? {
+            Host::Ipv4(ip) => Some(ip.into()),
+            Host::Ipv6(ip) => Some(ip.into()),
+            Host::Domain(_) => None,
+        }
+    }
+
+    /// The lane of explicit targets at this origin (scheme, host, port) within an application:
+    /// a UUIDv8 made of their hash, since targets have no table that could number them.
+    pub fn lane(&self, application: ApplicationId) -> LaneId {
+        let mut hash = Sha256::new();
+        hash.update(application.uuid().as_bytes());
+        hash.update(self.0.origin().ascii_serialization().as_bytes());
+        let digest = hash.finalize();
+        let bytes: [u8; 16] = digest[..16].try_into().expect("a SHA-256 digest has 32 bytes");
+        LaneId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
+impl fmt::Debug for TargetUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+impl fmt::Display for TargetUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+/// The lane of a subscription is the subscription itself.
+impl From<super::ids::SubscriptionId> for LaneId {
+    fn from(id: super::ids::SubscriptionId) -> Self {
+        let uuid: Uuid = id.uuid();
+        LaneId::from_uuid(uuid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::DEFAULT_APPLICATION;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, TargetUrlError>) {
+        let got = TargetUrl::parse(text);
+        assert_eq!(got.as_ref().map(TargetUrl::as_str), expected.as_ref().copied(), "{text}");
+    }
+
+    #[test]
+    fn only_plain_http_urls_are_targets() {
+        check("http://example.com", Ok("http://example.com/"));
+        check("HTTPS://Example.COM:443/a?b=c", Ok("https://example.com/a?b=c"));
+        check("ftp://example.com/", Err(TargetUrlError::Scheme));
+        check("file:///etc/passwd", Err(TargetUrlError::Scheme));
+        check("https://user@example.com/", Err(TargetUrlError::Credentials));
+        check("https://:secret@example.com/", Err(TargetUrlError::Credentials));
+        check("https://example.com/#top", Err(TargetUrlError::Fragment));
+        check("http://example.com:0/", Err(TargetUrlError::Port));
+        check("/path", Err(TargetUrlError::Malformed(url::ParseError::RelativeUrlWithoutBase)));
+        check("http://", Err(TargetUrlError::Malformed(url::ParseError::EmptyHost)));
+        check(&format!("http://a/{}", "x".repeat(2_048)), Err(TargetUrlError::TooLong));
+        check(&format!("http://a/{}", "é".repeat(1_000)), Err(TargetUrlError::TooLong));
+    }
+
+    #[test]
+    fn every_spelling_of_an_address_is_a_literal() {
+        for text in [
+            "http://127.0.0.1/",
+            "http://2130706433/",
+            "http://0x7f000001/",
+            "http://0177.0.0.1/",
+            "http://127.1/",
+            "http://127.0.0.1./",
+            "http://１２７.0.0.1/",
+        ] {
+            let target = TargetUrl::parse(text).unwrap();
+            assert_eq!(target.literal_address(), Some([127, 0, 0, 1].into()), "{text}");
+        }
+        let v6 = TargetUrl::parse("http://[::ffff:7f00:1]/").unwrap();
+        assert_eq!(v6.literal_address(), Some("::ffff:127.0.0.1".parse().unwrap()));
+        assert_eq!(TargetUrl::parse("http://localhost/").unwrap().literal_address(), None);
+    }
+
+    #[test]
+    fn a_lane_is_an_origin_within_an_application() {
+        let lane = |text: &str| TargetUrl::parse(text).unwrap().lane(DEFAULT_APPLICATION);
+        assert_eq!(lane("https://a.example/1"), lane("https://A.example:443/2?q"));
+        assert_ne!(lane("https://a.example/"), lane("http://a.example/"));
+        assert_ne!(lane("https://a.example/"), lane("https://a.example:8443/"));
+        let other = ApplicationId::from_uuid(Uuid::from_u128(7));
+        assert_ne!(
+            TargetUrl::parse("https://a.example/").unwrap().lane(other),
+            lane("https://a.example/")
+        );
+    }
+}

@@ -1,0 +1,347 @@
+//! Starts, adopts and stops the private Postgres.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, Executor};
+use tokio::process::Child;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::binaries::Binaries;
+use super::cluster;
+use super::data_dir::DataDir;
+use super::error::EmbeddedPostgresError;
+use super::log;
+use super::postmaster::{self, Answer, PidFile, Postmaster};
+use super::settings;
+
+/// The service's database. Its name is written out in two statements below, too.
+const DATABASE: &str = "webhook_dispatcher";
+
+/// From the start to the first connection of a Postgres that says nothing.
+const READY_WAIT_MAX: Duration = Duration::from_mins(1);
+/// The same while Postgres says that it is recovering: 4 GB of log on a slow disk take minutes.
+const RECOVERY_WAIT_MAX: Duration = Duration::from_mins(15);
+/// For processes of the last Postgres to end, which keep a new one from starting.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// For a live process that may or may not be the last postmaster to answer.
+const UNKNOWN_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Between two looks while something is waited for.
+const LOOK_AGAIN_AFTER_MIN: Duration = Duration::from_millis(20);
+const LOOK_AGAIN_AFTER_MAX: Duration = Duration::from_millis(500);
+/// Between two lines that say what is waited for.
+const REPORT_AFTER: Duration = Duration::from_secs(10);
+/// For the checkpoint of a fast shutdown. What it does not write is recovered at the next start.
+const FAST_STOP_WAIT_SECONDS: u64 = 30;
+const IMMEDIATE_STOP_WAIT_SECONDS: u64 = 10;
+
+/// What Postgres says while something of the last one still runs on the same cluster.
+const BUSY_PHRASES: [&str; 3] = [
+    "pre-existing shared memory block",
+    "\" already exists", // lock file "postmaster.pid" already exists
+    "\" is empty",       // lock file "postmaster.pid" is empty: another one is just starting
+];
+
+/// How to start the private Postgres.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder for everything. Made if it is missing.
+    pub data_dir: PathBuf,
+    /// The value of `PATH`, where the programs are looked for first.
+    pub path: Option<OsString>,
+    /// Names and values of Postgres settings that go before ours, for tests.
+    pub extra_settings: Vec<(String, String)>,
+}
+
+/// A private Postgres that runs. [`EmbeddedPostgres::stop`] ends it; dropping it does not.
+#[derive(Debug)]
+pub struct EmbeddedPostgres {
+    /// Holds the lock: no other service uses the folder while this lives.
+    data_dir: DataDir,
+    binaries: Binaries,
+    socket_dir: PathBuf,
+    /// `None` if an earlier service started it.
+    child: Option<Child>,
+}
+
+impl EmbeddedPostgres {
+    /// Makes the cluster if there is none, starts Postgres on it or goes on with the one that runs,
+    /// and makes the service's database if it is missing.
+    ///
+    /// Cancelling it leaves behind at most an unfinished initdb (removed at the next start) or a
+    /// Postgres that runs (adopted at the next start).
+    pub async fn start(options: Options) -> Result<Self, EmbeddedPostgresError> {
+        let data_dir = DataDir::open(&options.data_dir).await?;
+        let cluster = data_dir.cluster();
+        let version = cluster::version(&cluster)?;
+        let binaries = Binaries::find(
+            options.path.as_deref(),
+            version.map(|version| (cluster.as_path(), version)),
+            &data_dir.account,
+        )
+        .await?;
+        tracing::debug!(bin_dir = %binaries.dir.display(), version = binaries.version, "found");
+
+        cluster::remove_unfinished(&data_dir.path);
+        if version.is_none() {
+            tracing::info!(cluster = %cluster.display(), "making a private Postgres");
+            cluster::make(&data_dir, &binaries).await?;
+        }
+        cluster::give(&cluster, &data_dir.account)?;
+
+        let socket_dir = data_dir.make_socket_dir()?;
+        let mut server = Self { data_dir, binaries, socket_dir, child: None };
+        let mut connection = server.adopt_or_launch(&options.extra_settings).await?;
+        create_database(&mut connection).await.map_err(EmbeddedPostgresError::Database)?;
+        if let Err(cause) = connection.close().await {
+            tracing::debug!(%cause, "the first connection did not close well");
+        }
+        let (cluster, adopted) = (server.data_dir.cluster(), server.was_adopted());
+        tracing::info!(cluster = %cluster.display(), adopted, "the private Postgres is ready");
+        Ok(server)
+    }
+
+    /// How to connect to the service's database.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        postmaster::options(&self.socket_dir, DATABASE)
+    }
+
+    /// Whether Postgres ran already, started by a service that did not stop it.
+    pub fn was_adopted(&self) -> bool {
+        self.child.is_none()
+    }
+
+    /// The folder of the socket; the port is 5432.
+    pub fn socket_dir(&self) -> &Path {
+        &self.socket_dir
+    }
+
+    /// The folder of the Postgres programs in use.
+    pub fn bin_dir(&self) -> &Path {
+        &self.binaries.dir
+    }
+
+    /// `DATA_DIR`, absolute and free of links.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir.path
+    }
+
+    /// Stops Postgres, adopted or not, and returns when it has ended. Open connections are cut.
+    ///
+    /// That Postgres ended by itself before is not an error.
+    pub async fn stop(mut self) -> Result<(), EmbeddedPostgresError> {
+        if self.has_ended().await {
+            let log = self.data_dir.log();
+            tracing::warn!(log = %log.display(), "the private Postgres had ended by itself");
+        } else {
+            self.shut_down().await?;
+            tracing::info!("the private Postgres has stopped");
+        }
+        self.data_dir.remove_socket_dir(&self.socket_dir);
+        Ok(())
+    }
+
+    /// Waits for what an earlier Postgres left behind to become usable or to go away.
+    async fn adopt_or_launch(
+        &mut self,
+        extra_settings: &[(String, String)],
+    ) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
+        let cluster = self.data_dir.cluster();
+        let mut wait = Wait::new();
+        loop {
+            let is_patient = wait.begun.elapsed() < UNKNOWN_WAIT_MAX;
+            match postmaster::look(&cluster, &self.socket_dir, is_patient).await {
+                Postmaster::Serving { connection, socket_dir } => {
+                    self.socket_dir = socket_dir;
+                    return Ok(connection);
+                }
+                Postmaster::Unready { pid, says, is_working } => {
+                    let wait_max = if is_working { RECOVERY_WAIT_MAX } else { BUSY_WAIT_MAX };
+                    if wait_max < wait.begun.elapsed() {
+                        return Err(EmbeddedPostgresError::Unreachable {
+                            pid,
+                            cluster,
+                            reason: says,
+                        });
+                    }
+                    wait.pause(&says).await;
+                }
+                Postmaster::Gone { stale_pid } => {
+                    match self.launch(stale_pid, extra_settings).await {
+                        Err(EmbeddedPostgresError::Exited { tail, .. })
+                            if is_busy(&tail) && wait.begun.elapsed() < BUSY_WAIT_MAX =>
+                        {
+                            wait.pause(&tail).await;
+                        }
+                        launched => return launched,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a postmaster and waits until it takes connections.
+    async fn launch(
+        &mut self,
+        stale_pid: Option<i32>,
+        extra_settings: &[(String, String)],
+    ) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
+        let account = &self.data_dir.account;
+        let (log, log_begin) = log::open(&self.data_dir.log())?;
+        let copy =
+            log.try_clone().map_err(EmbeddedPostgresError::file("open", &self.data_dir.log()))?;
+        let cluster = self.data_dir.cluster();
+        let postgres = self.binaries.program("postgres");
+        let mut command = account.command(&postgres);
+        command
+            .args(settings::arguments(&cluster, &self.socket_dir, extra_settings))
+            .current_dir(&cluster)
+            .stdout(Stdio::from(log))
+            .stderr(Stdio::from(copy))
+            // Ctrl-C in the terminal must not reach it before the service has drained.
+            .process_group(0)
+            // It outlives us, to be adopted, unless it is stopped.
+            .kill_on_drop(false);
+        if let Some(pid) = stale_pid {
+            // After a crash the pid in postmaster.pid may name another program by now, and Postgres
+            // would take that for a postmaster. `pg_ctl` uses this variable to tell it of a pid that
+            // is none. The file stays, and with it Postgres' own look for processes of the cluster.
+            command.env("PG_GRANDPARENT_PID", pid.to_string());
+        }
+        let child = command.spawn().map_err(|cause| account.cannot_run(&postgres, cause))?;
+        self.child = Some(child);
+        let ready = self.wait_until_ready(log_begin).await;
+        if ready.is_err() {
+            if !self.has_ended().await
+                && let Err(cause) = self.shut_down().await
+            {
+                tracing::warn!(%cause, "a Postgres that was not ready in time goes on");
+            }
+            self.child = None;
+        }
+        ready
+    }
+
+    async fn wait_until_ready(
+        &mut self,
+        log_begin: u64,
+    ) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
+        let cluster = self.data_dir.cluster();
+        let log = self.data_dir.log();
+        let mut wait = Wait::new();
+        let mut wait_max = READY_WAIT_MAX;
+        let mut last = "it has not begun to listen".to_owned();
+        while wait.begun.elapsed() < wait_max {
+            let Some(child) = &mut self.child else { break };
+            let ended = child.try_wait().map_err(EmbeddedPostgresError::file("wait for", &log))?;
+            if let Some(status) = ended {
+                let tail = log::tail(&log, log_begin);
+                return Err(EmbeddedPostgresError::Exited { status, log, tail });
+            }
+            // Else who answers at the socket is another one, whose end our child waits for in vain.
+            let is_ours = PidFile::read(&cluster).is_some_and(|file| {
+                child.id().and_then(|id| i32::try_from(id).ok()) == Some(file.pid)
+            });
+            if is_ours {
+                match postmaster::connect(&self.socket_dir).await {
+                    Answer::Ready(connection) => return Ok(connection),
+                    Answer::Refused(cause) => return Err(EmbeddedPostgresError::Database(cause)),
+                    Answer::Silent(says) => last = says,
+                    Answer::NotYet(says) => {
+                        wait_max = RECOVERY_WAIT_MAX;
+                        last = says;
+                    }
+                }
+            }
+            wait.pause(&last).await;
+        }
+        let tail = log::tail(&log, log_begin);
+        Err(EmbeddedPostgresError::NotReady { waited: wait.begun.elapsed(), last, log, tail })
+    }
+
+    async fn has_ended(&mut self) -> bool {
+        if let Some(child) = &mut self.child {
+            return matches!(child.try_wait(), Ok(Some(_)));
+        }
+        let cluster = self.data_dir.cluster();
+        // A pid that now names another program must not be signalled.
+        let found = postmaster::look(&cluster, &self.socket_dir, false).await;
+        matches!(found, Postmaster::Gone { .. })
+    }
+
+    /// Fast, with a checkpoint; if that takes too long at once, and the next start recovers.
+    async fn shut_down(&mut self) -> Result<(), EmbeddedPostgresError> {
+        let cluster = self.data_dir.cluster();
+        let account = &self.data_dir.account;
+        let pg_ctl = self.binaries.program("pg_ctl");
+        let mut output = String::new();
+        for (mode, seconds) in
+            [("fast", FAST_STOP_WAIT_SECONDS), ("immediate", IMMEDIATE_STOP_WAIT_SECONDS)]
+        {
+            let answer = account
+                .command(&pg_ctl)
+                .current_dir(&cluster)
+                .arg("stop")
+                .arg("-D")
+                .arg(&cluster)
+                .args(["-m", mode, "-w", "-t", &seconds.to_string()])
+                .output()
+                .await
+                .map_err(|cause| account.cannot_run(&pg_ctl, cause))?;
+            if answer.status.success() {
+                break;
+            }
+            tracing::warn!(mode, "the private Postgres did not stop in time");
+            output = log::last_lines(&String::from_utf8_lossy(&answer.stderr));
+        }
+        let end = async {
+            while !self.has_ended().await {
+                sleep(LOOK_AGAIN_AFTER_MIN).await;
+            }
+        };
+        // The file goes a moment before the process does.
+        timeout(Duration::from_secs(IMMEDIATE_STOP_WAIT_SECONDS), end)
+            .await
+            .map_err(|_| EmbeddedPostgresError::Stop { cluster, output })
+    }
+}
+
+/// Whether Postgres ended because something of the last one still runs.
+fn is_busy(tail: &str) -> bool {
+    BUSY_PHRASES.iter().any(|phrase| tail.contains(phrase))
+}
+
+async fn create_database(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let exists = "select 1 from pg_database where datname = 'webhook_dispatcher'";
+    if connection.fetch_optional(exists).await?.is_none() {
+        // `template0` is never in use, which would make it fail.
+        connection.execute("create database webhook_dispatcher template template0").await?;
+    }
+    Ok(())
+}
+
+/// The pauses of a loop that waits: growing, and telling from time to time what is waited for.
+struct Wait {
+    begun: Instant,
+    reported: Instant,
+    pause: Duration,
+}
+
+impl Wait {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { begun: now, reported: now, pause: LOOK_AGAIN_AFTER_MIN }
+    }
+
+    async fn pause(&mut self, says: &str) {
+        if REPORT_AFTER < self.reported.elapsed() {
+            self.reported = Instant::now();
+            tracing::info!(says, "waiting for the private Postgres");
+        }
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LOOK_AGAIN_AFTER_MAX);
+    }
+}

@@ -1,0 +1,149 @@
+//! Who may call. One instance key for now; keys of applications come with them.
+
+use std::{fmt, net::IpAddr};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, Method, header},
+    middleware::Next,
+    response::Response,
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::{ApiError, ApiState};
+
+/// The key of the instance. Only its hash is kept.
+#[derive(Clone)]
+pub struct AdminKey([u8; 32]);
+
+impl AdminKey {
+    /// Takes the key as it is configured.
+    pub fn new(key: &str) -> Self {
+        Self(Sha256::digest(key.as_bytes()).into())
+    }
+
+    /// Compares in constant time, whatever the lengths.
+    fn matches(&self, given: &str) -> bool {
+        let given: [u8; 32] = Sha256::digest(given.as_bytes()).into();
+        self.0.ct_eq(&given).into()
+    }
+}
+
+impl fmt::Debug for AdminKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AdminKey(redacted)")
+    }
+}
+
+/// Whom the service answers.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Callers with the key.
+    Key(AdminKey),
+    /// Anybody on this machine, but no web page that a browser here shows: the service listens on
+    /// loopback, and the `Host` must say so too, or a page could reach us under a name of its own
+    /// that points to 127.0.0.1.
+    LoopbackOnly,
+    /// Anybody: the operator said so.
+    Anybody,
+}
+
+/// Lets a request pass, or answers it.
+pub async fn check(
+    State(state): State<ApiState>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let headers = request.headers();
+    match &state.access {
+        Access::Anybody => {}
+        Access::Key(key) => {
+            let is_admin = given_key(headers).is_some_and(|given| key.matches(given));
+            if !is_admin {
+                return Err(ApiError::Unauthorized);
+            }
+        }
+        Access::LoopbackOnly => {
+            if !host(&request).is_some_and(is_loopback) {
+                return Err(ApiError::Forbidden(
+                    "without ADMIN_API_KEY the service answers only to localhost, 127.0.0.1 and \
+                     [::1] as `Host`",
+                ));
+            }
+            // Browsers say where a request comes from; simple ones need no permission of ours.
+            if request.method() != Method::GET && headers.contains_key(header::ORIGIN) {
+                let origin = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok());
+                let host = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+                if !host.is_some_and(is_loopback) {
+                    return Err(ApiError::Forbidden(
+                        "without ADMIN_API_KEY no web page of another origin may call",
+                    ));
+                }
+            }
+        }
+    }
+    Ok(next.run(request).await)
+}
+
+fn given_key(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    bearer.or_else(|| headers.get("x-api-key")?.to_str().ok())
+}
+
+/// The authority that the caller thinks it talks to: in the request line, or in `Host`.
+fn host(request: &Request) -> Option<&str> {
+    let from_header = || request.headers().get(header::HOST)?.to_str().ok();
+    request.uri().authority().map(|authority| authority.as_str()).or_else(from_header)
+}
+
+/// Whether `host[:port]` names this machine's loopback.
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let address = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_loopback() {
+        for good in
+            ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:80", "[::1]"]
+        {
+            assert!(is_loopback(good), "{good}");
+        }
+        for bad in [
+            "",
+            ":8000",
+            "example.com",
+            "localhost.example.com",
+            "127.0.0.1.nip.io:8000",
+            "10.0.0.1",
+            "[::2]:80",
+            "0.0.0.0:8000",
+            "127.0.0.1:x",
+        ] {
+            assert!(!is_loopback(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_compared_whole() {
+        let key = AdminKey::new("correct horse");
+        assert!(key.matches("correct horse"));
+        for bad in ["", "correct", "correct horse ", "Correct horse"] {
+            assert!(!key.matches(bad), "{bad}");
+        }
+        assert_eq!(format!("{key:?}"), "AdminKey(redacted)");
+    }
+}

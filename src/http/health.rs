@@ -1,0 +1,39 @@
+//! Probes and metrics.
+
+use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use serde::Serialize;
+
+use super::ApiState;
+use crate::telemetry;
+
+#[derive(Serialize)]
+pub struct Health {
+    ok: bool,
+}
+
+/// `GET /health`, `GET /livez`: the process answers.
+pub async fn health() -> Json<Health> {
+    Json(Health { ok: true })
+}
+
+/// `GET /readyz`: the process can do its work. Migrations ran before it began to listen.
+pub async fn ready(State(state): State<ApiState>) -> impl IntoResponse {
+    match state.store.ping().await {
+        Ok(()) => (StatusCode::OK, Json(Health { ok: true })),
+        Err(error) => {
+            tracing::debug!(%error, "not ready");
+            (StatusCode::SERVICE_UNAVAILABLE, Json(Health { ok: false }))
+        }
+    }
+}
+
+/// `GET /metrics`: the text format of Prometheus.
+pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+    let (in_flight, held) = {
+        let lanes = state.handover.lanes();
+        (lanes.in_flight(), lanes.held())
+    };
+    telemetry::load(in_flight, held);
+    let text = state.metrics.as_ref().map_or_else(String::new, |handle| handle.render());
+    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text)
+}

@@ -1,0 +1,437 @@
+//! Group commit without a timer: all that waits is written by one statement, and while that
+//! commits, the next batch gathers. At rest a batch is one event; under load it is hundreds.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{Accepted, Handover, Ingest, Rejected, Waiting, channel, routes::Routes};
+use crate::{
+    clock::Clock,
+    domain::{ApplicationId, DeliveryId, EventId, IdempotencyKey, Submission, routing::route},
+    store::{
+        Store, StoreError,
+        events::{NewDelivery, NewEvent, Stored, StoredBatch},
+        queue::{Claim, ClaimToken},
+    },
+    telemetry,
+};
+
+/// How many submissions one batch takes.
+const SUBMISSIONS_MAX: usize = 512;
+/// How many deliveries one batch makes. A submission that makes more goes alone.
+const DELIVERIES_MAX: usize = 5_000;
+/// How many payload bytes one batch writes. A submission that has more goes alone.
+const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How often one batch is routed anew because an application changed meanwhile.
+const ROUTING_ROUNDS_MAX: usize = 5;
+/// How long a batch holds out while Postgres is away, a restart for instance, before its callers
+/// are told so.
+const OUTAGE_PATIENCE: Duration = Duration::from_secs(5);
+/// The pause before a batch is tried again; it doubles up to the second value.
+const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Writes batches. One a process: a second one would halve the batches and gain nothing.
+#[derive(Debug)]
+pub struct Batcher {
+    waiting: mpsc::Receiver<Waiting>,
+    store: Store,
+    clock: Clock,
+    handover: Arc<Handover>,
+    routes: Routes,
+    is_in_outage: bool,
+}
+
+type Answer = Result<Accepted, Rejected>;
+
+/// What storing some events came to.
+enum Outcome {
+    /// The database's word for each of them.
+    Committed(Vec<Stored>),
+    /// An application was changed since.
+    StaleRouting,
+    /// The answer to a commit was lost, and these were found stored.
+    FoundStored(std::collections::HashSet<EventId>),
+}
+
+impl Batcher {
+    /// A batcher, and the way in to it.
+    pub fn new(store: Store, clock: Clock, handover: Arc<Handover>) -> (Ingest, Self) {
+        let (ingest, waiting) = channel();
+        let routes = Routes::default();
+        (ingest, Self { waiting, store, clock, handover, routes, is_in_outage: false })
+    }
+
+    /// Works until every [`Ingest`] is dropped and all that they left is answered.
+    pub async fn run(mut self) {
+        let mut gathered = Vec::with_capacity(SUBMISSIONS_MAX);
+        let mut backlog = VecDeque::new();
+        loop {
+            if backlog.is_empty() {
+                if self.waiting.recv_many(&mut gathered, SUBMISSIONS_MAX).await == 0 {
+                    return;
+                }
+                // Whoever hung up was answered nothing, and need not be stored.
+                backlog.extend(gathered.drain(..).filter(|waiting| !waiting.answer.is_closed()));
+            }
+            let batch = cut(&mut backlog);
+            if !batch.is_empty() {
+                self.commit(batch).await;
+            }
+        }
+    }
+
+    /// Stores a batch and answers all of it.
+    async fn commit(&mut self, batch: Vec<Waiting>) {
+        let (answers, submissions): (Vec<_>, Vec<_>) =
+            batch.into_iter().map(|waiting| (waiting.answer, waiting.submission)).unzip();
+        let started = Instant::now();
+        let results = self.accept(&submissions).await;
+        telemetry::batch_committed(submissions.len(), started.elapsed());
+        for (answer, result) in answers.into_iter().zip(results) {
+            // A caller that has hung up meanwhile is not an error.
+            let _ = answer.send(result);
+        }
+    }
+
+    /// Stores submissions, each on its own if they cannot be stored together.
+    async fn accept(&mut self, submissions: &[Submission]) -> Vec<Answer> {
+        let mut answers: Vec<Option<Answer>> = vec![None; submissions.len()];
+        let (leaders, followers) = split_repeats(submissions);
+        for group in self.groups(submissions, &leaders).await {
+            match self.store(submissions, &group, &mut answers).await {
+                Ok(()) => {}
+                Err(error) if error.is_outage() => {
+                    fill(&mut answers, &group, Rejected::Unavailable)
+                }
+                Err(error) if group.len() == 1 => {
+                    tracing::error!(%error, "an event was refused by the database");
+                    fill(&mut answers, &group, Rejected::Refused);
+                }
+                // One bad event must not fail the others: each is tried alone.
+                Err(error) => {
+                    tracing::warn!(%error, events = group.len(), "a batch is tried one by one");
+                    for index in group {
+                        if let Err(error) = self.store(submissions, &[index], &mut answers).await {
+                            tracing::error!(%error, "an event was refused by the database");
+                            let is_outage = error.is_outage();
+                            let answer =
+                                if is_outage { Rejected::Unavailable } else { Rejected::Refused };
+                            fill(&mut answers, &[index], answer);
+                        }
+                    }
+                }
+            }
+        }
+        for (follower, leader) in followers {
+            let is_same = submissions[follower].fingerprint() == submissions[leader].fingerprint();
+            answers[follower] =
+                if is_same { answers[leader] } else { Some(Err(Rejected::KeyReused)) };
+        }
+        answers.into_iter().map(|answer| answer.unwrap_or(Err(Rejected::Unavailable))).collect()
+    }
+
+    /// Splits what is to be stored so that no group makes more than [`DELIVERIES_MAX`] deliveries.
+    async fn groups(&mut self, submissions: &[Submission], leaders: &[usize]) -> Vec<Vec<usize>> {
+        let applications = applications_of(submissions, leaders);
+        if let Err(error) = self.routes.learn(&self.store, &applications).await {
+            tracing::debug!(%error, "routes could not be read; storing will find out");
+        }
+        let mut groups = vec![Vec::new()];
+        let mut deliveries = 0;
+        for &index in leaders {
+            let submission = &submissions[index];
+            let count = self
+                .routes
+                .known(submission.application)
+                .map_or(0, |snapshot| route(snapshot, submission).len());
+            let group = groups.last_mut().expect("there is always a group");
+            if !group.is_empty() && deliveries + count > DELIVERIES_MAX {
+                groups.push(vec![index]);
+                deliveries = count;
+            } else {
+                group.push(index);
+                deliveries += count;
+            }
+        }
+        groups
+    }
+
+    /// Stores the submissions at `indexes` in one transaction and fills their answers.
+    async fn store(
+        &mut self,
+        submissions: &[Submission],
+        indexes: &[usize],
+        answers: &mut [Option<Answer>],
+    ) -> Result<(), StoreError> {
+        let mut pending = indexes.to_vec();
+        for _ in 0..ROUTING_ROUNDS_MAX {
+            let applications = applications_of(submissions, &pending);
+            self.routes.learn(&self.store, &applications).await?;
+            pending.retain(|&index| {
+                let is_known = self.routes.known(submissions[index].application).is_some();
+                if !is_known {
+                    answers[index] = Some(Err(Rejected::NoApplication));
+                }
+                is_known
+            });
+            if pending.is_empty() {
+                return Ok(());
+            }
+            let events = self.prepare(submissions, &pending);
+            match self.store_through_outage(&events).await {
+                Ok(Outcome::Committed(stored)) => {
+                    for ((&index, event), stored) in pending.iter().zip(&events).zip(&stored) {
+                        answers[index] = Some(answer(event.event_id, *stored));
+                    }
+                    self.settle(events, &stored);
+                    return Ok(());
+                }
+                Ok(Outcome::StaleRouting) => {
+                    self.abandon(&events);
+                    self.routes.forget(applications);
+                }
+                Ok(Outcome::FoundStored(found)) => {
+                    for (&index, event) in pending.iter().zip(&events) {
+                        if found.contains(&event.event_id) {
+                            answers[index] = Some(Ok(Accepted { event_id: event.event_id }));
+                        }
+                    }
+                    self.release(&events).await;
+                    // What was not found was no new event: its key was known. It goes again.
+                    pending.retain(|&index| answers[index].is_none());
+                }
+                Err(error) => {
+                    self.abandon(&events);
+                    if !matches!(error, StoreError::NoPartition) {
+                        return Err(error);
+                    }
+                    self.store.make_partitions().await?;
+                }
+            }
+            if pending.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(StoreError::TimedOut)
+    }
+
+    /// Routes submissions, gives ids, and asks for room to send at once.
+    fn prepare<'a>(&self, submissions: &'a [Submission], indexes: &[usize]) -> Vec<NewEvent<'a>> {
+        let unix_ms = self.clock.unix_ms();
+        indexes
+            .iter()
+            .map(|&index| {
+                let submission = &submissions[index];
+                let snapshot = self
+                    .routes
+                    .known(submission.application)
+                    .expect("submissions of unknown applications were taken out");
+                let event_id = EventId::new(unix_ms, rand::random());
+                let bytes = submission.payload.bytes().len();
+                let deliveries = route(snapshot, submission)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(ordinal, destination)| {
+                        let delivery_id = DeliveryId::of_event(event_id, ordinal);
+                        let lane = destination.lane;
+                        let owner = self.handover.reserve(delivery_id, lane, bytes);
+                        NewDelivery { delivery_id, lane, target: destination.target, owner }
+                    })
+                    .collect();
+                NewEvent { event_id, submission, routing_version: snapshot.version, deliveries }
+            })
+            .collect()
+    }
+
+    /// Stores events; while Postgres is away it looks whether they were stored, and tries again.
+    async fn store_through_outage(
+        &mut self,
+        events: &[NewEvent<'_>],
+    ) -> Result<Outcome, StoreError> {
+        let ids: Vec<EventId> = events.iter().map(|event| event.event_id).collect();
+        // Once callers were told that the database is away, the next ones need not wait as well.
+        let patience = if self.is_in_outage { Duration::ZERO } else { OUTAGE_PATIENCE };
+        let give_up_at = Instant::now() + patience;
+        let mut pause = OUTAGE_PAUSE.0;
+        let mut is_unclear = false;
+        loop {
+            let result = if is_unclear {
+                match self.store.existing_events(&ids).await {
+                    Ok(found) if !found.is_empty() => Ok(Outcome::FoundStored(found)),
+                    Ok(_) => self.store_once(events).await,
+                    Err(error) => Err(error),
+                }
+            } else {
+                self.store_once(events).await
+            };
+            match result {
+                // Only our own earlier try can have stored these ids.
+                Err(StoreError::Constraint { name }) if is_unclear && name.contains("event") => {}
+                Err(error) if error.is_outage() => {
+                    is_unclear = true;
+                    if Instant::now() >= give_up_at {
+                        self.is_in_outage = true;
+                        return Err(error);
+                    }
+                    tracing::warn!(%error, "events wait for the database");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(OUTAGE_PAUSE.1);
+                }
+                other => {
+                    self.is_in_outage = false;
+                    return other;
+                }
+            }
+        }
+    }
+
+    async fn store_once(&self, events: &[NewEvent<'_>]) -> Result<Outcome, StoreError> {
+        Ok(match self.store.store_events(events).await? {
+            StoredBatch::Committed(stored) => Outcome::Committed(stored),
+            StoredBatch::StaleRouting => Outcome::StaleRouting,
+        })
+    }
+
+    /// After the commit: what is ours goes to the sender, what is not waits in the queue.
+    fn settle(&self, events: Vec<NewEvent<'_>>, stored: &[Stored]) {
+        let mut claims = Vec::with_capacity(events.len());
+        let mut left_in_queue = Vec::new();
+        for (event, stored) in events.into_iter().zip(stored) {
+            let payload = event.submission.payload.bytes();
+            for delivery in event.deliveries {
+                match (stored, delivery.owner) {
+                    (Stored::New, Some(owner)) => claims.push(Claim {
+                        delivery_id: delivery.delivery_id,
+                        token: ClaimToken { owner, number: 1 },
+                        event_id: event.event_id,
+                        event_type: event
+                            .submission
+                            .event_type
+                            .as_ref()
+                            .map(|name| name.as_str().to_owned()),
+                        application: event.submission.application,
+                        lane: delivery.lane,
+                        target: delivery.target,
+                        payload: payload.clone(),
+                        attempt_count: 0,
+                        scheduled_at: self.clock.now(),
+                    }),
+                    (Stored::New, None) => left_in_queue.push(delivery.lane),
+                    (_, Some(_)) => {
+                        self.handover.take_back(delivery.delivery_id, delivery.lane, payload.len());
+                    }
+                    (_, None) => {}
+                }
+            }
+        }
+        telemetry::born_claimed(claims.len());
+        self.handover.hand_over(claims);
+        if !left_in_queue.is_empty() {
+            telemetry::left_in_queue(left_in_queue.len());
+            left_in_queue.sort_unstable();
+            left_in_queue.dedup();
+            self.handover.leave_in_queue(left_in_queue);
+        }
+    }
+
+    /// Returns the room of events that were not stored. If they were stored after all, unknown to
+    /// us, the reconciliation finds rows that we own and do not know, and releases them.
+    fn abandon(&self, events: &[NewEvent<'_>]) {
+        for (event, delivery) in owned(events) {
+            let bytes = event.submission.payload.bytes().len();
+            self.handover.take_back(delivery.delivery_id, delivery.lane, bytes);
+        }
+    }
+
+    /// Gives events back that were stored by a commit whose answer was lost: by now this process
+    /// may have been taken for dead, so they are claimed anew rather than sent.
+    async fn release(&self, events: &[NewEvent<'_>]) {
+        self.abandon(events);
+        let claims: Vec<_> = owned(events)
+            .filter_map(|(_, delivery)| {
+                let owner = delivery.owner?;
+                Some((delivery.delivery_id, ClaimToken { owner, number: 1 }))
+            })
+            .collect();
+        if let Err(error) = self.store.release(&claims, Duration::ZERO).await {
+            tracing::debug!(%error, "left to the reconciliation");
+        }
+        let lanes = events.iter().flat_map(|event| &event.deliveries).map(|d| d.lane);
+        self.handover.leave_in_queue(lanes);
+    }
+}
+
+/// The applications of some submissions, each once.
+fn applications_of(submissions: &[Submission], indexes: &[usize]) -> Vec<ApplicationId> {
+    let mut applications: Vec<_> =
+        indexes.iter().map(|&index| submissions[index].application).collect();
+    applications.sort_unstable();
+    applications.dedup();
+    applications
+}
+
+fn owned<'a>(
+    events: &'a [NewEvent<'_>],
+) -> impl Iterator<Item = (&'a NewEvent<'a>, &'a NewDelivery)> {
+    events.iter().flat_map(|event| {
+        let owned = event.deliveries.iter().filter(|delivery| delivery.owner.is_some());
+        owned.map(move |delivery| (event, delivery))
+    })
+}
+
+fn answer(event_id: EventId, stored: Stored) -> Answer {
+    match stored {
+        Stored::New => Ok(Accepted { event_id }),
+        Stored::Repeat(event_id) => Ok(Accepted { event_id }),
+        Stored::KeyReused => Err(Rejected::KeyReused),
+    }
+}
+
+fn fill(answers: &mut [Option<Answer>], indexes: &[usize], rejected: Rejected) {
+    for &index in indexes {
+        answers[index].get_or_insert(Err(rejected));
+    }
+}
+
+/// Takes the next batch off the front, within the bounds. A submission beyond them goes alone.
+fn cut(backlog: &mut VecDeque<Waiting>) -> Vec<Waiting> {
+    let mut bytes = 0;
+    let mut count = 0;
+    for waiting in backlog.iter().take(SUBMISSIONS_MAX) {
+        bytes += waiting.submission.payload.bytes().len();
+        if count > 0 && bytes > PAYLOAD_BYTES_MAX {
+            break;
+        }
+        count += 1;
+    }
+    backlog.drain(..count).collect()
+}
+
+/// Separates submissions whose key an earlier one of the same batch carries: that one leads, and
+/// they get its answer. A statement can take each key only once.
+fn split_repeats(submissions: &[Submission]) -> (Vec<usize>, Vec<(usize, usize)>) {
+    let mut first: HashMap<(ApplicationId, &IdempotencyKey), usize> = HashMap::new();
+    let mut leaders = Vec::with_capacity(submissions.len());
+    let mut followers = Vec::new();
+    for (index, submission) in submissions.iter().enumerate() {
+        let Some(key) = &submission.idempotency_key else {
+            leaders.push(index);
+            continue;
+        };
+        match first.entry((submission.application, key)) {
+            std::collections::hash_map::Entry::Occupied(leader) => {
+                followers.push((index, *leader.get()));
+            }
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(index);
+                leaders.push(index);
+            }
+        }
+    }
+    (leaders, followers)
+}

@@ -1,0 +1,82 @@
+//! From a submission to its commit, and to whoever sends it.
+//!
+//! Everything that comes in, by whatever way, goes through [`Ingest::submit`]: one queue, one
+//! batcher, one transaction a batch. The answer is given after the commit.
+
+mod batcher;
+pub mod handover;
+mod routes;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::domain::{EventId, Submission};
+
+pub use batcher::Batcher;
+pub use handover::Handover;
+
+/// How many submissions may wait for the batcher. Beyond it callers are told to come back later.
+pub const WAITING_MAX: usize = 4_096;
+/// How long a caller waits for its commit, before it is told that the outcome is unknown.
+pub const COMMIT_WAIT: Duration = Duration::from_secs(20);
+
+/// A submission that was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The event's id: of this submission, or of the one that its idempotency key stands for.
+    pub event_id: EventId,
+}
+
+/// Why a submission was not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// [`WAITING_MAX`] submissions wait already, or the service is stopping.
+    #[error("too many submissions are waiting")]
+    Busy,
+    /// Postgres is away. Nothing is known to be stored.
+    #[error("the database cannot be reached")]
+    Unavailable,
+    /// The idempotency key was used for another submission.
+    #[error("the idempotency key was used for another submission")]
+    KeyReused,
+    /// The application does not exist.
+    #[error("there is no such application")]
+    NoApplication,
+    /// The database refused this submission, alone in its batch.
+    #[error("the database refused the submission")]
+    Refused,
+}
+
+/// A submission and whom to tell.
+#[derive(Debug)]
+struct Waiting {
+    submission: Submission,
+    answer: oneshot::Sender<Result<Accepted, Rejected>>,
+}
+
+/// The way in. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    waiting: mpsc::Sender<Waiting>,
+}
+
+impl Ingest {
+    /// Hands a submission to the batcher and waits for its commit. A caller that gives up in
+    /// between takes nothing back: the submission may still be kept.
+    pub async fn submit(&self, submission: Submission) -> Result<Accepted, Rejected> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting.try_send(Waiting { submission, answer }).map_err(|_| Rejected::Busy)?;
+        match tokio::time::timeout(COMMIT_WAIT, answered).await {
+            Ok(Ok(result)) => result,
+            // The batcher is gone, or the commit takes too long.
+            Ok(Err(_)) | Err(_) => Err(Rejected::Unavailable),
+        }
+    }
+}
+
+/// Makes the way in and the end that the batcher reads.
+fn channel() -> (Ingest, mpsc::Receiver<Waiting>) {
+    let (waiting, receiver) = mpsc::channel(WAITING_MAX);
+    (Ingest { waiting }, receiver)
+}

@@ -1,0 +1,99 @@
+//! The command line. No logic: it reads the settings, starts the service, and waits for a signal.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use webhook_dispatcher::{
+    app::{App, threads_per_half},
+    config::{Config, Settings, Surroundings},
+    http::Access,
+    shutdown, telemetry,
+};
+
+/// Delivers webhooks from one binary beside one Postgres, and loses none.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve (the same as no subcommand).
+    Serve,
+}
+
+fn main() -> ExitCode {
+    let Cli { command, mut settings } = Cli::parse();
+    let (None | Some(Command::Serve)) = command;
+    settings.surroundings = Surroundings::from_env();
+    telemetry::start_logging(&settings.log, settings.log_format);
+    let config = match settings.check() {
+        Ok(config) => config,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads_per_half())
+        .thread_name("accept")
+        .enable_all()
+        .build();
+    let served = runtime.map_err(anyhow::Error::from).and_then(|rt| rt.block_on(serve(config)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&format!("{error:#}")),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one message that must be seen whatever is logged")]
+fn refuse(message: &str) -> ExitCode {
+    eprintln!("webhook-dispatcher: {message}");
+    ExitCode::FAILURE
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    if config.signs_with_default_secret {
+        tracing::warn!(
+            "WEBHOOK_SECRET is the default that everybody knows: anyone can forge signatures. \
+             Set it before real receivers are called"
+        );
+    }
+    telemetry::raise_open_files(config.in_flight_max);
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(shutdown::watch_signals(stop.clone()));
+    let app = App::bind(config).await?;
+    greet(&app)?;
+    app.run(stop).await
+}
+
+/// Says where it listens, and how to try it.
+#[expect(clippy::print_stdout, reason = "for the person who has just started it")]
+fn greet(app: &App) -> anyhow::Result<()> {
+    let address = app.local_addr()?;
+    let host = if address.ip().is_unspecified() { [127, 0, 0, 1].into() } else { address.ip() };
+    let base = format!("http://{}", std::net::SocketAddr::new(host, address.port()));
+    let key = match app.config().access {
+        Access::Key(_) => " -H \"Authorization: Bearer $ADMIN_API_KEY\"",
+        Access::LoopbackOnly | Access::Anybody => "",
+    };
+    let (body, target) = match &app.config().target_url {
+        Some(target) => (r#"{"payload": {"hello": "world"}}"#.to_owned(), target.to_string()),
+        None => {
+            let target = "https://example.com/webhook";
+            (
+                format!(r#"{{"payload": {{"hello": "world"}}, "target_url": "{target}"}}"#),
+                target.to_owned(),
+            )
+        }
+    };
+    println!("listening on {base}; try:\n");
+    println!(
+        "  curl -X POST {base}/events -H \"Content-Type: application/json\"{key} -d '{body}'\n"
+    );
+    println!("which is sent to {target}");
+    Ok(())
+}

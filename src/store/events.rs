@@ -1,0 +1,331 @@
+//! Accepting: a batch of events, their deliveries and their idempotency keys in one transaction.
+
+use std::collections::HashSet;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Store, StoreError, bounded, dispatchers::DispatcherId};
+use crate::domain::{
+    DeliveryId, EventId, EventType, LaneId, Subject, Submission, TargetUrl, event::Metadata,
+};
+
+/// How many hours the answer to an idempotency key is kept.
+pub const IDEMPOTENCY_HOURS: u32 = 24;
+
+/// An event that has been routed and is about to be stored.
+#[derive(Debug)]
+pub struct NewEvent<'a> {
+    /// Its id, made by the caller: a batch of unclear outcome is looked up by it.
+    pub event_id: EventId,
+    /// What was submitted.
+    pub submission: &'a Submission,
+    /// The version that it was routed at.
+    pub routing_version: i64,
+    /// Where it goes.
+    pub deliveries: Vec<NewDelivery>,
+}
+
+/// A delivery of a [`NewEvent`].
+#[derive(Debug)]
+pub struct NewDelivery {
+    /// Its id.
+    pub delivery_id: DeliveryId,
+    /// What it shares its limits with.
+    pub lane: LaneId,
+    /// Where it goes.
+    pub target: TargetUrl,
+    /// The process that will send it at once; `None` leaves it to whoever claims it.
+    pub owner: Option<DispatcherId>,
+}
+
+/// What became of one event of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is stored, with its deliveries.
+    New,
+    /// Its key was used for the same submission before: that event stands for it.
+    Repeat(EventId),
+    /// Its key was used for another submission.
+    KeyReused,
+}
+
+/// What became of a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoredBatch {
+    /// Committed: one entry an event, in order.
+    Committed(Vec<Stored>),
+    /// Nothing was stored: an application was changed since its events were routed.
+    StaleRouting,
+}
+
+/// The answer that an idempotency key stands for.
+#[derive(sqlx::FromRow)]
+struct KeyRow {
+    application_id: Uuid,
+    key: String,
+    fingerprint: Vec<u8>,
+    event_id: Uuid,
+}
+
+impl Store {
+    /// Stores a batch: all of it or nothing. No two events of a batch may carry the same key.
+    ///
+    /// Without keys it is one statement, and so one round trip and one commit.
+    pub async fn store_events(&self, events: &[NewEvent<'_>]) -> Result<StoredBatch, StoreError> {
+        bounded(async {
+            if events.iter().all(|event| event.submission.idempotency_key.is_none()) {
+                let mut connection = self.pool.acquire().await?;
+                let all: Vec<_> = events.iter().collect();
+                return Ok(if insert_events(&mut connection, &all).await? {
+                    StoredBatch::Committed(vec![Stored::New; events.len()])
+                } else {
+                    StoredBatch::StaleRouting
+                });
+            }
+            let mut transaction = self.pool.begin().await?;
+            let stored = reserve_keys(&mut transaction, events).await?;
+            let new: Vec<_> = events
+                .iter()
+                .zip(&stored)
+                .filter(|(_, stored)| **stored == Stored::New)
+                .map(|(event, _)| event)
+                .collect();
+            if !new.is_empty() && !insert_events(&mut transaction, &new).await? {
+                return Ok(StoredBatch::StaleRouting);
+            }
+            transaction.commit().await?;
+            Ok(StoredBatch::Committed(stored))
+        })
+        .await
+    }
+
+    /// Which of these events are stored: asked after a commit whose answer was lost.
+    pub async fn existing_events(&self, ids: &[EventId]) -> Result<HashSet<EventId>, StoreError> {
+        bounded(async {
+            let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+            let found: Vec<Uuid> =
+                sqlx::query_scalar("select event_id from event where event_id = any($1)")
+                    .bind(ids)
+                    .fetch_all(&self.pool)
+                    .await?;
+            Ok(found.into_iter().map(EventId::from_uuid).collect())
+        })
+        .await
+    }
+
+    /// Deletes up to `rows_max` idempotency keys that are past their time; tells how many.
+    pub async fn forget_idempotency_keys(&self, rows_max: i64) -> Result<u64, StoreError> {
+        bounded(async {
+            let deleted = sqlx::query(
+                "delete from idempotency_key where (application_id, key) in (
+                     select application_id, key from idempotency_key
+                     where created_at < now() - make_interval(hours => $1)
+                     order by created_at limit $2
+                     for update skip locked
+                 )",
+            )
+            .bind(IDEMPOTENCY_HOURS.cast_signed())
+            .bind(rows_max)
+            .execute(&self.pool)
+            .await?;
+            Ok(deleted.rows_affected())
+        })
+        .await
+    }
+}
+
+/// Takes the keys of a batch, in sorted order so that two batches cannot wait for each other, and
+/// tells which events are new.
+async fn reserve_keys(
+    connection: &mut PgConnection,
+    events: &[NewEvent<'_>],
+) -> Result<Vec<Stored>, StoreError> {
+    let mut keyed: Vec<_> = events
+        .iter()
+        .filter_map(|event| {
+            let key = event.submission.idempotency_key.as_ref()?.as_str();
+            let application = event.submission.application.uuid();
+            Some((application, key, event.submission.fingerprint(), event.event_id.uuid()))
+        })
+        .collect();
+    keyed.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+    let applications: Vec<Uuid> = keyed.iter().map(|row| row.0).collect();
+    let keys: Vec<&str> = keyed.iter().map(|row| row.1).collect();
+    let fingerprints: Vec<&[u8]> = keyed.iter().map(|row| row.2.as_slice()).collect();
+    let ids: Vec<Uuid> = keyed.iter().map(|row| row.3).collect();
+    sqlx::query(
+        "insert into idempotency_key as known (application_id, key, fingerprint, event_id)
+         select * from unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
+         on conflict (application_id, key) do update
+         set fingerprint = excluded.fingerprint, event_id = excluded.event_id, created_at = now()
+         where known.created_at < now() - make_interval(hours => $5)",
+    )
+    .bind(&applications)
+    .bind(&keys)
+    .bind(&fingerprints)
+    .bind(&ids)
+    .bind(IDEMPOTENCY_HOURS.cast_signed())
+    .execute(&mut *connection)
+    .await?;
+    let rows: Vec<KeyRow> = sqlx::query_as(
+        "select application_id, key, fingerprint, event_id from idempotency_key
+         where (application_id, key) in (select * from unnest($1::uuid[], $2::text[]))",
+    )
+    .bind(&applications)
+    .bind(&keys)
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(events.iter().map(|event| standing(event, &rows)).collect())
+}
+
+/// What the stored keys say about one event.
+fn standing(event: &NewEvent<'_>, rows: &[KeyRow]) -> Stored {
+    let Some(key) = &event.submission.idempotency_key else { return Stored::New };
+    let application = event.submission.application.uuid();
+    let row = rows.iter().find(|row| row.application_id == application && row.key == key.as_str());
+    match row {
+        Some(row) if row.event_id == event.event_id.uuid() => Stored::New,
+        Some(row) if row.fingerprint == event.submission.fingerprint() => {
+            Stored::Repeat(EventId::from_uuid(row.event_id))
+        }
+        Some(_) => Stored::KeyReused,
+        // Reserved or found in this very transaction, so it cannot be missing.
+        None => unreachable!("an idempotency key vanished within its transaction"),
+    }
+}
+
+/// Inserts events, payloads and deliveries in one statement; `false` if an application is not at
+/// the version that its events were routed at, and then nothing was inserted. The comparison reads
+/// a plain snapshot: a change that commits later counts from the next event on.
+async fn insert_events(
+    connection: &mut PgConnection,
+    events: &[&NewEvent<'_>],
+) -> Result<bool, StoreError> {
+    let mut versions: Vec<(Uuid, i64)> = events
+        .iter()
+        .map(|event| (event.submission.application.uuid(), event.routing_version))
+        .collect();
+    versions.sort_unstable();
+    versions.dedup();
+    let (version_applications, versions): (Vec<Uuid>, Vec<i64>) = versions.into_iter().unzip();
+
+    let column = EventColumns::of(events);
+    let delivery = DeliveryColumns::of(events);
+    let is_current: bool = sqlx::query_scalar(INSERT_EVENTS)
+        .bind(version_applications)
+        .bind(versions)
+        .bind(column.event_id)
+        .bind(column.application_id)
+        .bind(column.event_type)
+        .bind(column.subject)
+        .bind(column.metadata)
+        .bind(column.routing_version)
+        .bind(column.delivery_count)
+        .bind(column.payload)
+        .bind(delivery.delivery_id)
+        .bind(delivery.event_id)
+        .bind(delivery.application_id)
+        .bind(delivery.lane_id)
+        .bind(delivery.target_url)
+        .bind(delivery.payload_bytes)
+        .bind(delivery.owner)
+        .fetch_one(connection)
+        .await?;
+    Ok(is_current)
+}
+
+const INSERT_EVENTS: &str = "
+    with stale as materialized (
+        select 1
+        from unnest($1::uuid[], $2::bigint[]) as routed(application_id, version)
+        left join application using (application_id)
+        where application.routing_version is distinct from routed.version
+        limit 1
+    ),
+    stored_event as (
+        insert into event (event_id, application_id, type, subject, metadata, routing_version,
+                           delivery_count)
+        select * from unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
+                             $8::bigint[], $9::int[])
+        where not exists (select from stale)
+    ),
+    stored_payload as (
+        insert into event_payload (event_id, payload)
+        select * from unnest($3::uuid[], $10::bytea[])
+        where not exists (select from stale)
+    ),
+    stored_delivery as (
+        insert into delivery_queue (delivery_id, event_id, application_id, lane_id, target_url,
+                                    payload_bytes, owner, claim_number)
+        select d.*, case when d.owner is null then 0 else 1 end
+        from unnest($11::uuid[], $12::uuid[], $13::uuid[], $14::uuid[], $15::text[], $16::int[],
+                    $17::int[])
+             as d(delivery_id, event_id, application_id, lane_id, target_url, payload_bytes, owner)
+        where not exists (select from stale)
+    )
+    select not exists (select from stale)";
+
+#[derive(Default)]
+struct EventColumns<'a> {
+    event_id: Vec<Uuid>,
+    application_id: Vec<Uuid>,
+    event_type: Vec<Option<&'a str>>,
+    subject: Vec<Option<&'a str>>,
+    metadata: Vec<Option<&'a str>>,
+    routing_version: Vec<i64>,
+    delivery_count: Vec<i32>,
+    payload: Vec<&'a [u8]>,
+}
+
+impl<'a> EventColumns<'a> {
+    fn of(events: &[&'a NewEvent<'a>]) -> Self {
+        let mut columns = Self::default();
+        for event in events {
+            let submission = event.submission;
+            columns.event_id.push(event.event_id.uuid());
+            columns.application_id.push(submission.application.uuid());
+            columns.event_type.push(submission.event_type.as_ref().map(EventType::as_str));
+            columns.subject.push(submission.subject.as_ref().map(Subject::as_str));
+            columns.metadata.push(submission.metadata.as_ref().map(Metadata::as_str));
+            columns.routing_version.push(event.routing_version);
+            columns.delivery_count.push(as_int(event.deliveries.len()));
+            columns.payload.push(submission.payload.bytes());
+        }
+        columns
+    }
+}
+
+#[derive(Default)]
+struct DeliveryColumns<'a> {
+    delivery_id: Vec<Uuid>,
+    event_id: Vec<Uuid>,
+    application_id: Vec<Uuid>,
+    lane_id: Vec<Uuid>,
+    target_url: Vec<&'a str>,
+    payload_bytes: Vec<i32>,
+    owner: Vec<Option<DispatcherId>>,
+}
+
+impl<'a> DeliveryColumns<'a> {
+    fn of(events: &[&'a NewEvent<'a>]) -> Self {
+        let mut columns = Self::default();
+        for event in events {
+            for delivery in &event.deliveries {
+                columns.delivery_id.push(delivery.delivery_id.uuid());
+                columns.event_id.push(event.event_id.uuid());
+                columns.application_id.push(event.submission.application.uuid());
+                columns.lane_id.push(delivery.lane.uuid());
+                columns.target_url.push(delivery.target.as_str());
+                columns.payload_bytes.push(as_int(event.submission.payload.bytes().len()));
+                columns.owner.push(delivery.owner);
+            }
+        }
+        columns
+    }
+}
+
+/// Bodies and batches are bounded far below 2 GiB.
+fn as_int(count: usize) -> i32 {
+    i32::try_from(count).expect("bounded far below i32::MAX")
+}

@@ -1,0 +1,343 @@
+//! Read models: events with their deliveries and attempts, over queue and history as one.
+
+use chrono::{DateTime, Utc};
+use sqlx::{Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::{Store, StoreError, bounded};
+use crate::domain::{
+    ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, ids,
+};
+
+/// How many events one page looks at when a filter needs their status. A page of a rare status can
+/// so be short, or empty, and still have a next one.
+pub const EVENTS_SCANNED_MAX: i64 = 1_000;
+/// How many deliveries of one event are shown with it.
+pub const DELIVERIES_SHOWN_MAX: i64 = 250;
+/// How many attempts are shown with one event, the latest of each delivery first.
+pub const ATTEMPTS_SHOWN_MAX: i64 = 5_000;
+
+/// Which events a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Only with this type.
+    pub event_type: Option<String>,
+    /// Only about this subject.
+    pub subject: Option<String>,
+    /// Only with this status.
+    pub status: Option<EventStatus>,
+    /// Only accepted at or after this time.
+    pub created_from: Option<DateTime<Utc>>,
+    /// Only accepted before this time.
+    pub created_until: Option<DateTime<Utc>>,
+    /// Only older than this event: where the last page ended.
+    pub older_than: Option<EventId>,
+}
+
+/// An event as lists show it.
+#[derive(Debug, sqlx::FromRow)]
+pub struct EventRow {
+    event_id: Uuid,
+    /// Its type, if told.
+    #[sqlx(rename = "type")]
+    pub event_type: Option<String>,
+    /// Whom it is about.
+    pub subject: Option<String>,
+    /// JSON text.
+    pub metadata: Option<String>,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// How many deliveries it got.
+    pub delivery_count: i32,
+    /// Attempts recorded over all its deliveries.
+    pub attempt_count: i64,
+    /// When the next of them is due.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    open: i64,
+    delivered: i64,
+    dead: i64,
+    cancelled: i64,
+}
+
+impl EventRow {
+    /// Its id.
+    pub fn event_id(&self) -> EventId {
+        EventId::from_uuid(self.event_id)
+    }
+
+    /// What its deliveries come to.
+    pub fn status(&self) -> EventStatus {
+        EventStatus::of(DeliveryCounts {
+            open: self.open,
+            delivered: self.delivered,
+            dead: self.dead,
+            cancelled: self.cancelled,
+        })
+    }
+}
+
+/// A page of events, newest first.
+#[derive(Debug)]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<EventRow>,
+    /// Where the next page begins; `None` at the end.
+    pub next: Option<EventId>,
+}
+
+/// A delivery, whether it has ended or not.
+#[derive(Debug, sqlx::FromRow)]
+pub struct DeliveryRow {
+    delivery_id: Uuid,
+    /// Where it goes.
+    pub target_url: String,
+    /// A state's name.
+    pub state: String,
+    /// Why it is not delivered, once it has ended.
+    pub reason: Option<String>,
+    /// Attempts recorded.
+    pub attempt_count: i32,
+    /// When it is due, while it is pending.
+    pub next_attempt_at: Option<DateTime<Utc>>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+impl DeliveryRow {
+    /// Its id.
+    pub fn delivery_id(&self) -> DeliveryId {
+        DeliveryId::from_uuid(self.delivery_id)
+    }
+}
+
+/// An exchange.
+#[derive(Debug, sqlx::FromRow)]
+pub struct AttemptRow {
+    delivery_id: Uuid,
+    attempt_id: Uuid,
+    /// When the delivery became due.
+    pub scheduled_at: DateTime<Utc>,
+    /// When the exchange began.
+    pub started_at: DateTime<Utc>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: i32,
+    /// What was called.
+    pub request_url: String,
+    /// Header lines as sent.
+    pub request_headers: String,
+    /// The answer's status.
+    pub response_status: Option<i16>,
+    /// Header lines as received.
+    pub response_headers: Option<String>,
+    /// The first bytes of the answer's body.
+    pub response_body: Option<Vec<u8>>,
+    /// Whether there was more.
+    pub response_truncated: bool,
+    /// What went wrong, if anything.
+    pub error_class: Option<String>,
+    /// The same for people.
+    pub error_message: Option<String>,
+    /// Whether the result came after its lease was lost.
+    pub is_late: bool,
+}
+
+impl AttemptRow {
+    /// The delivery that it belongs to.
+    pub fn delivery_id(&self) -> DeliveryId {
+        DeliveryId::from_uuid(self.delivery_id)
+    }
+
+    /// Its id.
+    pub fn attempt_id(&self) -> ids::AttemptId {
+        ids::AttemptId::from_uuid(self.attempt_id)
+    }
+}
+
+/// One event with all that happened to it.
+#[derive(Debug)]
+pub struct EventDetail {
+    /// The event.
+    pub event: EventRow,
+    /// Its payload; `None` once that was dropped.
+    pub payload: Option<Vec<u8>>,
+    /// Its deliveries, at most [`DELIVERIES_SHOWN_MAX`].
+    pub deliveries: Vec<DeliveryRow>,
+    /// Their attempts, in the order of deliveries and then of time.
+    pub attempts: Vec<AttemptRow>,
+}
+
+/// The deliveries of one event, from queue and history: `$1` and `$2` bound the range of their ids.
+/// `current` and `ended` are one delivery at most: recording moves a row in one statement.
+const EVENT_SUMMARY: &str = "
+    select event.event_id, event.type, event.subject, event.metadata, event.created_at,
+           event.delivery_count,
+           coalesce(queued.open, 0) as open,
+           coalesce(ended.delivered, 0) as delivered,
+           coalesce(ended.dead, 0) as dead,
+           coalesce(ended.cancelled, 0) as cancelled,
+           (coalesce(queued.attempts, 0) + coalesce(ended.attempts, 0))::bigint as attempt_count,
+           queued.next_attempt_at
+    from scanned as event
+    cross join lateral (
+        select count(*) as open, sum(attempt_count) as attempts,
+               min(due_at) filter (where owner is null) as next_attempt_at
+        from delivery_queue q
+        where q.delivery_id between event.low and event.high and q.event_id = event.event_id
+    ) as queued
+    cross join lateral (
+        select count(*) filter (where state = 'delivered') as delivered,
+               count(*) filter (where state = 'dead') as dead,
+               count(*) filter (where state = 'cancelled') as cancelled,
+               sum(attempt_count) as attempts
+        from delivery d
+        where d.delivery_id between event.low and event.high and d.event_id = event.event_id
+    ) as ended";
+
+/// The columns of `scanned`: an event and the range of its deliveries' ids, which share all but
+/// their last 20 bits (five hexadecimal digits) with its own.
+const SCANNED_COLUMNS: &str = "
+    event.*,
+    (left(event_id::text, 31) || '00000')::uuid as low,
+    (left(event_id::text, 31) || 'fffff')::uuid as high";
+
+impl Store {
+    /// Lists events of an application, newest first, looking at a bounded number of them.
+    pub async fn event_page(
+        &self,
+        application: ApplicationId,
+        filter: &EventFilter,
+        limit: usize,
+    ) -> Result<EventPage, StoreError> {
+        let scan = if filter.status.is_some() {
+            EVENTS_SCANNED_MAX
+        } else {
+            i64::try_from(limit).unwrap_or(i64::MAX) + 1
+        };
+        let mut rows: Vec<EventRow> = bounded(async {
+            let mut query = page_query(application, filter, scan);
+            Ok(query.build_query_as().fetch_all(&self.pool).await?)
+        })
+        .await?;
+        let is_last = i64::try_from(rows.len()).unwrap_or(i64::MAX) < scan;
+        let last_scanned = rows.last().map(EventRow::event_id);
+        if let Some(status) = filter.status {
+            rows.retain(|row| row.status() == status);
+        }
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = if has_more {
+            rows.last().map(EventRow::event_id)
+        } else if is_last {
+            None
+        } else {
+            last_scanned
+        };
+        Ok(EventPage { events: rows, next })
+    }
+
+    /// One event of an application with its deliveries and attempts.
+    pub async fn event_detail(
+        &self,
+        application: ApplicationId,
+        id: EventId,
+    ) -> Result<Option<EventDetail>, StoreError> {
+        let Some(event) = self.event_row(application, id).await? else { return Ok(None) };
+        let (low, high) = id.delivery_range();
+        bounded(async {
+            let payload =
+                sqlx::query_scalar("select payload from event_payload where event_id = $1")
+                    .bind(id.uuid())
+                    .fetch_optional(&self.pool)
+                    .await?;
+            let deliveries = sqlx::query_as(EVENT_DELIVERIES)
+                .bind(low.uuid())
+                .bind(high.uuid())
+                .bind(id.uuid())
+                .bind(DELIVERIES_SHOWN_MAX)
+                .fetch_all(&self.pool)
+                .await?;
+            let attempts = sqlx::query_as(EVENT_ATTEMPTS)
+                .bind(low.uuid())
+                .bind(high.uuid())
+                .bind(ATTEMPTS_SHOWN_MAX)
+                .fetch_all(&self.pool)
+                .await?;
+            Ok(Some(EventDetail { event, payload, deliveries, attempts }))
+        })
+        .await
+    }
+
+    async fn event_row(
+        &self,
+        application: ApplicationId,
+        id: EventId,
+    ) -> Result<Option<EventRow>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("with scanned as (select ");
+            query.push(SCANNED_COLUMNS).push(" from event where event_id = ");
+            query.push_bind(id.uuid()).push(" and application_id = ");
+            query.push_bind(application.uuid()).push(")").push(EVENT_SUMMARY);
+            Ok(query.build_query_as().fetch_optional(&self.pool).await?)
+        })
+        .await
+    }
+}
+
+fn page_query(
+    application: ApplicationId,
+    filter: &EventFilter,
+    scan: i64,
+) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::<Postgres>::new("with scanned as (select ");
+    query.push(SCANNED_COLUMNS).push(" from event where application_id = ");
+    query.push_bind(application.uuid());
+    if let Some(older_than) = filter.older_than {
+        query.push(" and event_id < ").push_bind(older_than.uuid());
+    }
+    // Ids carry the time: a range of times is a range of the key, and of partitions.
+    if let Some(from) = filter.created_from {
+        query.push(" and event_id >= ").push_bind(time_bound(from));
+    }
+    if let Some(until) = filter.created_until {
+        query.push(" and event_id < ").push_bind(time_bound(until));
+    }
+    if let Some(event_type) = &filter.event_type {
+        query.push(" and type = ").push_bind(event_type.clone());
+    }
+    if let Some(subject) = &filter.subject {
+        query.push(" and subject = ").push_bind(subject.clone());
+    }
+    query.push(" order by event_id desc limit ").push_bind(scan).push(")");
+    query.push(EVENT_SUMMARY).push(" order by event.event_id desc");
+    query
+}
+
+fn time_bound(at: DateTime<Utc>) -> Uuid {
+    ids::lower_bound(u64::try_from(at.timestamp_millis()).unwrap_or_default())
+}
+
+const EVENT_DELIVERIES: &str = "
+    select * from (
+        select delivery_id, target_url,
+               case when owner is null then 'pending' else 'in_flight' end as state,
+               null as reason, attempt_count,
+               case when owner is null then due_at end as next_attempt_at,
+               created_at, null::timestamptz as ended_at
+        from delivery_queue
+        where delivery_id between $1 and $2 and event_id = $3
+        union all
+        select delivery_id, target_url, state, reason, attempt_count, null, created_at, ended_at
+        from delivery
+        where delivery_id between $1 and $2 and event_id = $3
+    ) as any_state
+    order by delivery_id limit $4";
+
+const EVENT_ATTEMPTS: &str = "
+    select delivery_id, attempt_id, scheduled_at, started_at, duration_ms, request_url,
+           request_headers, response_status, response_headers, response_body, response_truncated,
+           error_class, error_message, is_late
+    from attempt
+    where delivery_id between $1 and $2
+    order by delivery_id, claim_number limit $3";

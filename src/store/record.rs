@@ -1,0 +1,226 @@
+//! Recording: results in batches, each fenced by the owner and the number of its claim.
+
+use uuid::Uuid;
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    Store, StoreError, bounded,
+    dispatchers::DispatcherId,
+    queue::{AttemptRecord, Finished, Next, Recorded},
+};
+use crate::domain::{DeliveryState, ErrorClass};
+
+impl Store {
+    /// Records results in one statement and one commit: ended deliveries leave the queue for the
+    /// history, others are due again, and every attempt is kept. A result whose claim was lost
+    /// changes nothing; its attempt is kept and marked late.
+    pub async fn record(&self, finished: &[Finished]) -> Result<Recorded, StoreError> {
+        let counted = bounded(async {
+            let counted: i64 = Columns::of(finished)
+                .bind(sqlx::query_scalar(RECORD))
+                .fetch_one(&self.pool)
+                .await?;
+            Ok(usize::try_from(counted).unwrap_or_default())
+        })
+        .await?;
+        let late = finished.len().saturating_sub(counted);
+        if late > 0 {
+            self.keep_late_attempts(finished).await?;
+        }
+        Ok(Recorded { counted, late })
+    }
+
+    /// Keeps the attempts that the batch did not: those that counted are there already.
+    async fn keep_late_attempts(&self, finished: &[Finished]) -> Result<(), StoreError> {
+        bounded(async {
+            let _: i64 = Columns::of(finished)
+                .bind(sqlx::query_scalar(KEEP_LATE))
+                .fetch_one(&self.pool)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+macro_rules! result_rows {
+    () => {
+        "with result as materialized (
+        select * from unnest(
+            $1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+            $8::uuid[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::text[], $13::text[],
+            $14::smallint[], $15::text[], $16::bytea[], $17::boolean[], $18::text[], $19::text[])
+        as r(delivery_id, owner, claim_number, event_type, state, reason, retry_us,
+             attempt_id, scheduled_at, started_at, duration_ms, request_url, request_headers,
+             response_status, response_headers, response_body, response_truncated, error_class,
+             error_message)
+    )"
+    };
+}
+
+// The rows that leave the queue are handed on by `returning` together with their results: a join
+// of two CTEs would be a nested loop over a thousand rows each, since neither has statistics.
+const RECORD: &str = concat!(
+    result_rows!(),
+    ",
+    ended as (
+        delete from delivery_queue q using result r
+        where q.delivery_id = r.delivery_id
+          and q.owner = r.owner and q.claim_number = r.claim_number
+          and r.state is not null
+        returning q.event_id, q.application_id, q.lane_id, q.target_url, q.attempt_count,
+                  q.created_at, r.*
+    ),
+    rescheduled as (
+        update delivery_queue q
+        set owner = null,
+            due_at = now() + r.retry_us * interval '1 microsecond',
+            attempt_count = q.attempt_count + 1,
+            interruption_count = 0
+        from result r
+        where q.delivery_id = r.delivery_id
+          and q.owner = r.owner and q.claim_number = r.claim_number
+          and r.state is null
+        returning r.*
+    ),
+    history as (
+        insert into delivery (delivery_id, event_id, application_id, lane_id, event_type,
+                              target_url, state, reason, attempt_count, last_status, created_at)
+        select delivery_id, event_id, application_id, lane_id, event_type, target_url, state,
+               reason, attempt_count + case when attempt_id is null then 0 else 1 end,
+               response_status, created_at
+        from ended
+    ),
+    counted as (
+        select delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
+               request_url, request_headers, response_status, response_headers, response_body,
+               response_truncated, error_class, error_message
+        from ended
+        union all
+        select delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
+               request_url, request_headers, response_status, response_headers, response_body,
+               response_truncated, error_class, error_message
+        from rescheduled
+    ),
+    kept as (
+        insert into attempt (delivery_id, claim_number, attempt_id, scheduled_at, started_at,
+                             duration_ms, request_url, request_headers, response_status,
+                             response_headers, response_body, response_truncated, error_class,
+                             error_message, is_late)
+        select counted.*, false from counted where attempt_id is not null
+    )
+    select (select count(*) from ended) + (select count(*) from rescheduled)"
+);
+
+const KEEP_LATE: &str = concat!(
+    result_rows!(),
+    ",
+    kept as (
+        insert into attempt (delivery_id, claim_number, attempt_id, scheduled_at, started_at,
+                             duration_ms, request_url, request_headers, response_status,
+                             response_headers, response_body, response_truncated, error_class,
+                             error_message, is_late)
+        select delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
+               request_url, request_headers, response_status, response_headers, response_body,
+               response_truncated, error_class, error_message, true
+        from result where attempt_id is not null
+        on conflict (delivery_id, claim_number) do nothing
+        returning delivery_id
+    )
+    select count(*) from kept"
+);
+
+/// The results, a vector a column.
+#[derive(Default)]
+struct Columns<'a> {
+    delivery_id: Vec<Uuid>,
+    owner: Vec<DispatcherId>,
+    claim_number: Vec<i32>,
+    event_type: Vec<Option<&'a str>>,
+    state: Vec<Option<&'static str>>,
+    reason: Vec<Option<&'static str>>,
+    retry_us: Vec<i64>,
+    attempt_id: Vec<Option<Uuid>>,
+    scheduled_at: Vec<Option<DateTime<Utc>>>,
+    started_at: Vec<Option<DateTime<Utc>>>,
+    duration_ms: Vec<Option<i32>>,
+    request_url: Vec<Option<&'a str>>,
+    request_headers: Vec<Option<&'a str>>,
+    response_status: Vec<Option<i16>>,
+    response_headers: Vec<Option<&'a str>>,
+    response_body: Vec<Option<&'a [u8]>>,
+    response_truncated: Vec<bool>,
+    error_class: Vec<Option<&'static str>>,
+    error_message: Vec<Option<&'a str>>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(finished: &'a [Finished]) -> Self {
+        let mut columns = Self::default();
+        for one in finished {
+            columns.delivery_id.push(one.delivery_id.uuid());
+            columns.owner.push(one.token.owner);
+            columns.claim_number.push(one.token.number);
+            columns.event_type.push(one.event_type.as_deref());
+            let (state, reason, retry_us) = match &one.next {
+                Next::End { state, reason } => (Some(*state), *reason, 0),
+                Next::RetryAfter(delay) => {
+                    (None, None, i64::try_from(delay.as_micros()).unwrap_or(i64::MAX))
+                }
+            };
+            columns.state.push(state.map(DeliveryState::as_str));
+            columns.reason.push(reason.map(ErrorClass::as_str));
+            columns.retry_us.push(retry_us);
+            columns.push_attempt(one.attempt.as_ref());
+        }
+        columns
+    }
+
+    fn push_attempt(&mut self, attempt: Option<&'a AttemptRecord>) {
+        let response = attempt.and_then(|a| a.response.as_ref());
+        let failure = attempt.and_then(|a| a.failure.as_ref());
+        self.attempt_id.push(attempt.map(|a| a.attempt_id.uuid()));
+        self.scheduled_at.push(attempt.map(|a| a.scheduled_at));
+        self.started_at.push(attempt.map(|a| a.started_at));
+        self.duration_ms
+            .push(attempt.map(|a| i32::try_from(a.duration.as_millis()).unwrap_or(i32::MAX)));
+        self.request_url.push(attempt.map(|a| a.request_url.as_str()));
+        self.request_headers.push(attempt.map(|a| a.request_headers.as_str()));
+        self.response_status.push(response.map(|r| r.status.cast_signed()));
+        self.response_headers.push(response.map(|r| r.headers.as_str()));
+        self.response_body.push(response.map(|r| r.body.as_ref()));
+        self.response_truncated.push(response.is_some_and(|r| r.is_truncated));
+        self.error_class.push(failure.map(|f| f.class.as_str()));
+        self.error_message.push(failure.map(|f| f.message.as_str()));
+    }
+
+    fn bind<'q>(self, query: ScalarQuery<'q>) -> ScalarQuery<'q>
+    where
+        'a: 'q,
+    {
+        query
+            .bind(self.delivery_id)
+            .bind(self.owner)
+            .bind(self.claim_number)
+            .bind(self.event_type)
+            .bind(self.state)
+            .bind(self.reason)
+            .bind(self.retry_us)
+            .bind(self.attempt_id)
+            .bind(self.scheduled_at)
+            .bind(self.started_at)
+            .bind(self.duration_ms)
+            .bind(self.request_url)
+            .bind(self.request_headers)
+            .bind(self.response_status)
+            .bind(self.response_headers)
+            .bind(self.response_body)
+            .bind(self.response_truncated)
+            .bind(self.error_class)
+            .bind(self.error_message)
+    }
+}
+
+type ScalarQuery<'q> =
+    sqlx::query::QueryScalar<'q, sqlx::Postgres, i64, sqlx::postgres::PgArguments>;

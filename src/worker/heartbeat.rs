@@ -1,0 +1,147 @@
+//! Who is alive. A process beats every second; one that cannot stops sending long before others
+//! take it for dead; and only a process that is steady itself may bury others.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::store::dispatchers::DispatcherId;
+
+/// The time between two heartbeats.
+pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// Without a heartbeat for this long, by the monotonic clock, a process starts no request.
+pub const FENCED_AFTER: Duration = Duration::from_secs(5);
+/// Without a heartbeat for this long, by the database's clock, a process is dead.
+pub const DEAD_AFTER: Duration = Duration::from_secs(8);
+/// After an outage of Postgres every heartbeat is old; so many of its own in a row must have
+/// succeeded before a process judges others.
+const STEADY_BEATS_MIN: u32 = 3;
+/// A beat that takes longer has failed; the next one uses another connection.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often rows without a living owner are looked for, even if nobody died: a process may have
+/// inserted some after it was buried.
+const ORPHANS_INTERVAL: Duration = Duration::from_secs(10);
+/// How many orphans one statement releases.
+const ORPHANS_MAX: i64 = 5_000;
+
+// A fenced process has stopped starting requests before it can count as dead.
+const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
+
+/// Beats until it is told to stop.
+pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: CancellationToken) {
+    let mut last_beat = Instant::now();
+    while !stop.is_cancelled() {
+        let (began, before) = (Instant::now(), SystemTime::now());
+        let beat = tokio::time::timeout(BEAT_TIMEOUT, shared.store.beat(owner)).await;
+        match beat {
+            Ok(Ok(beat)) if beat.is_registered => {
+                shared.clock.sample(beat.database_time, before, SystemTime::now());
+                shared.dispatchers.store(beat.dispatchers.unsigned_abs(), Ordering::Relaxed);
+                shared.steady_beats.fetch_add(1, Ordering::Relaxed);
+                last_beat = began;
+                if shared.handover.owner().is_none() && !shared.stop.is_cancelled() {
+                    tracing::info!("heartbeats succeed again; sending goes on");
+                    shared.handover.set_owner(Some(owner));
+                    shared.handover.wake_starter();
+                    shared.handover.wake_claimer();
+                }
+            }
+            Ok(Ok(_)) => {
+                shared.steady_beats.store(0, Ordering::Relaxed);
+                if let Some(new) = reborn(&shared, owner).await {
+                    (owner, last_beat) = (new, began);
+                }
+            }
+            Ok(Err(_)) | Err(_) => {
+                shared.steady_beats.store(0, Ordering::Relaxed);
+                if last_beat.elapsed() >= FENCED_AFTER && shared.handover.owner().is_some() {
+                    tracing::warn!("no heartbeat for {FENCED_AFTER:?}; nothing is sent until one");
+                    shared.handover.set_owner(None);
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(BEAT_INTERVAL.saturating_sub(began.elapsed())) => {}
+        }
+    }
+}
+
+/// This process was taken for dead. What it held is with others: it forgets all that has not
+/// begun, and goes on under a new id. Results of what is under way will be late, and kept as such.
+async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
+    tracing::warn!(dispatcher = old.get(), "taken for dead by another process");
+    shared.handover.set_owner(None);
+    let lost = shared.handover.lanes().drain_queued();
+    shared.handover.forget_all(lost.into_iter().map(|claim| claim.delivery_id));
+    match shared.store.register_dispatcher().await {
+        Ok(new) => {
+            tracing::info!(dispatcher = new.get(), "registered again");
+            shared.handover.set_owner(Some(new));
+            shared.handover.wake_claimer();
+            Some(new)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "could not register again yet");
+            None
+        }
+    }
+}
+
+/// Buries dead processes and gives back what they held, until the end.
+pub async fn sweep(shared: Arc<Shared>) {
+    let mut looked_at = Instant::now();
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(BEAT_INTERVAL) => {}
+        }
+        if shared.steady_beats.load(Ordering::Relaxed) < STEADY_BEATS_MIN {
+            continue;
+        }
+        let buried = match shared.store.bury_dispatchers(DEAD_AFTER).await {
+            Ok(buried) => buried,
+            Err(error) => {
+                tracing::debug!(%error, "the dead could not be looked for");
+                continue;
+            }
+        };
+        for dead in &buried {
+            tracing::warn!(dispatcher = dead.get(), "a process died; its claims are released");
+        }
+        if !buried.is_empty() || looked_at.elapsed() >= ORPHANS_INTERVAL {
+            release_orphans(&shared).await;
+            looked_at = Instant::now();
+        }
+    }
+}
+
+/// Gives back the rows of processes that are gone, in bounded statements.
+async fn release_orphans(shared: &Shared) {
+    while !shared.stop.is_cancelled() {
+        match shared.store.release_orphans(ORPHANS_MAX).await {
+            Ok(orphans) => {
+                if orphans.released + orphans.buried > 0 {
+                    tracing::warn!(
+                        released = orphans.released,
+                        buried = orphans.buried,
+                        "deliveries of dead processes were given back"
+                    );
+                    // They may lie below a low-water mark, and name no lane.
+                    shared.look_now.notify_one();
+                }
+                if orphans.released + orphans.buried < ORPHANS_MAX {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "deliveries of dead processes wait to be given back");
+                return;
+            }
+        }
+    }
+}
