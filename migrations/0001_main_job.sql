@@ -49,12 +49,11 @@ create table event (
     -- What the event was routed at: with the revisions of that version one can say why.
     routing_version bigint      not null,
     delivery_count  int         not null,
-    constraint event_pkey primary key (event_id),
+    -- Every look-up names the application, and its list is a range of this key: one index serves
+    -- both.
+    constraint event_pkey primary key (application_id, event_id),
     constraint event_delivery_count_not_negative check (delivery_count >= 0)
 ) partition by range (event_id);
-
--- The list of an application's events, newest first.
-create index event_application_idx on event (application_id, event_id);
 
 -- Apart from the event, since payloads may be dropped earlier.
 create table event_payload (

@@ -30,8 +30,8 @@ const WORKER_CONNECTIONS_MAX: u32 = 8;
 /// How long the start waits for a database that is starting itself.
 const DATABASE_WAIT: Duration = Duration::from_secs(30);
 /// Deliveries of one lane, deliveries in all, and payload bytes that one process holds in memory.
-const LANE_HELD_MAX: usize = 1_024;
-const HELD_MAX: usize = 16_384;
+const LANE_HELD_MAX: usize = 8_192;
+const HELD_MAX: usize = 65_536;
 const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// How often the database's clock is sampled by a process that sends no heartbeat.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);

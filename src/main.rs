@@ -11,6 +11,9 @@ use webhook_dispatcher::{
     shutdown, telemetry,
 };
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Delivers webhooks from one binary beside one Postgres, and loses none.
 #[derive(Parser)]
 #[command(version, about)]

@@ -59,6 +59,9 @@ pub enum Verdict {
     Healthy,
     /// The attempt failed. New events queue in the database until one succeeds.
     Failing,
+    /// The attempt ran out of time. What waits in memory returns to the database as well: at this
+    /// pace it would be held for long.
+    Hung,
     /// The receiver asked for quiet for this long.
     Paused(Duration),
 }
@@ -188,18 +191,21 @@ impl<T: Held> Lanes<T> {
         if self.in_flight >= self.limits.in_flight_max {
             return None;
         }
-        let id = self.ring.pop_front()?;
-        let lane = self.lanes.get_mut(&id)?;
-        lane.is_in_ring = false;
-        let job = lane.queued.pop_front()?;
-        lane.in_flight += 1;
-        self.in_flight += 1;
-        self.offer(id);
-        Some(job)
+        while let Some(id) = self.ring.pop_front() {
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            lane.is_in_ring = false;
+            // A lane whose waiting deliveries were given back meanwhile is still in the ring.
+            let Some(job) = lane.queued.pop_front() else { continue };
+            lane.in_flight += 1;
+            self.in_flight += 1;
+            self.offer(id);
+            return Some(job);
+        }
+        None
     }
 
-    /// Notes the end of an attempt. Returns the deliveries of a lane that has just been paused:
-    /// they go back to the database, where waiting costs nothing.
+    /// Notes the end of an attempt. Returns what waits in memory for a lane that is now paused, or
+    /// hangs: it goes back to the database, where waiting costs nothing.
     pub fn finish(&mut self, id: LaneId, bytes: usize, verdict: Verdict, now: Instant) -> Vec<T> {
         let Some(lane) = self.lanes.get_mut(&id) else { return Vec::new() };
         lane.in_flight -= 1;
@@ -210,6 +216,8 @@ impl<T: Held> Lanes<T> {
         let mut returned = Vec::new();
         if let Verdict::Paused(pause) = verdict {
             lane.paused_until = lane.paused_until.max(Some(now + pause));
+        }
+        if matches!(verdict, Verdict::Paused(_) | Verdict::Hung) {
             returned = lane.queued.drain(..).collect();
             self.held -= returned.len();
             self.held_bytes -= returned.iter().map(Held::bytes).sum::<usize>();
@@ -377,6 +385,303 @@ impl<T: Held> Lanes<T> {
                 self.due.insert((new, id));
             }
             lane.indexed = wanted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Eq)]
+    struct Job(LaneId);
+
+    impl Held for Job {
+        fn lane(&self) -> LaneId {
+            self.0
+        }
+
+        fn bytes(&self) -> usize {
+            10
+        }
+    }
+
+    const LIMITS: Limits = Limits {
+        lane_in_flight_max: 2,
+        lane_held_max: 5,
+        in_flight_max: 4,
+        held_max: 20,
+        held_bytes_max: 150,
+    };
+
+    fn lane(n: u128) -> LaneId {
+        LaneId::from_uuid(Uuid::from_u128(n))
+    }
+
+    fn lanes() -> (Lanes<Job>, Instant) {
+        (Lanes::new(LIMITS), Instant::now())
+    }
+
+    /// Reserves and pushes as many as are granted.
+    fn fill(lanes: &mut Lanes<Job>, id: LaneId, count: usize, now: Instant) -> usize {
+        let granted = (0..count).filter(|_| lanes.reserve(id, 10, now)).count();
+        (0..granted).for_each(|_| lanes.push(Job(id)));
+        granted
+    }
+
+    fn start_all(lanes: &mut Lanes<Job>) -> Vec<LaneId> {
+        std::iter::from_fn(|| lanes.start_next()).map(|job| job.0).collect()
+    }
+
+    #[test]
+    fn a_lane_is_born_claimed_up_to_its_bound() {
+        let (mut lanes, now) = lanes();
+        assert_eq!(fill(&mut lanes, lane(1), 9, now), 5);
+        assert_eq!(start_all(&mut lanes), [lane(1), lane(1)]);
+        assert_eq!((lanes.in_flight(), lanes.held()), (2, 5));
+    }
+
+    #[test]
+    fn all_lanes_together_have_bounds_in_rows_and_in_bytes() {
+        let (mut lanes, now) = lanes();
+        let granted: usize = (0..9).map(|n| fill(&mut lanes, lane(n), 9, now)).sum();
+        assert_eq!(granted, 15, "150 bytes, 10 each");
+        assert_eq!(start_all(&mut lanes).len(), 4, "slots of all lanes");
+        assert!(lanes.start_next().is_none());
+    }
+
+    #[test]
+    fn lanes_take_turns() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 5, now);
+        fill(&mut lanes, lane(2), 5, now);
+        assert_eq!(start_all(&mut lanes), [lane(1), lane(2), lane(1), lane(2)]);
+        lanes.finish(lane(2), 10, Verdict::Healthy, now);
+        assert_eq!(start_all(&mut lanes), [lane(2)], "a slot goes to who has room");
+    }
+
+    #[test]
+    fn new_deliveries_do_not_overtake_what_is_due() {
+        let (mut lanes, now) = lanes();
+        lanes.note_due(lane(1), now);
+        assert!(!lanes.reserve(lane(1), 10, now));
+        assert!(lanes.reserve(lane(2), 10, now));
+        let later = now + Duration::from_secs(60);
+        lanes.note_due(lane(3), later);
+        assert!(lanes.reserve(lane(3), 10, now), "a retry that is not due holds nobody up");
+        assert!(!lanes.reserve(lane(3), 10, later));
+    }
+
+    #[test]
+    fn a_failing_lane_is_not_born_claimed_until_it_succeeds() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 2, now);
+        start_all(&mut lanes);
+        assert!(lanes.finish(lane(1), 10, Verdict::Failing, now).is_empty());
+        assert!(!lanes.reserve(lane(1), 10, now));
+        lanes.finish(lane(1), 10, Verdict::Healthy, now);
+        assert!(lanes.reserve(lane(1), 10, now));
+    }
+
+    #[test]
+    fn a_paused_or_hanging_lane_gives_back_what_waits() {
+        for verdict in [Verdict::Paused(Duration::from_secs(9)), Verdict::Hung] {
+            let (mut lanes, now) = lanes();
+            fill(&mut lanes, lane(1), 5, now);
+            start_all(&mut lanes);
+            assert_eq!(lanes.finish(lane(1), 10, verdict, now).len(), 3);
+            assert_eq!((lanes.in_flight(), lanes.held()), (1, 1));
+            assert!(!lanes.reserve(lane(1), 10, now));
+        }
+    }
+
+    #[test]
+    fn a_paused_lane_is_claimed_from_when_the_pause_ends() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 1, now);
+        start_all(&mut lanes);
+        lanes.finish(lane(1), 10, Verdict::Paused(Duration::from_secs(9)), now);
+        lanes.note_due(lane(1), now);
+        assert!(lanes.plan_claim(now, 9, 9).is_empty());
+        let end = now + Duration::from_secs(9);
+        assert_eq!(lanes.next_due(), Some(end));
+        assert_eq!(lanes.plan_claim(end, 9, 9).len(), 1);
+    }
+
+    #[test]
+    fn claims_are_planned_for_due_lanes_within_their_room() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 2, now);
+        for n in 1..=3 {
+            lanes.note_due(lane(n), now);
+        }
+        lanes.note_due(lane(4), now + Duration::from_secs(1));
+        let plan = lanes.plan_claim(now, 9, 9);
+        let quotas: Vec<_> = plan.iter().map(|part| (part.lane, part.quota)).collect();
+        // Each lane has room for five; nine in all.
+        assert_eq!(quotas, [(lane(1), 3), (lane(2), 5), (lane(3), 1)]);
+        assert!(lanes.plan_claim(now, 9, 9).iter().all(|part| part.lane == lane(3)), "reserved");
+    }
+
+    #[test]
+    fn a_full_lane_is_planned_again_when_it_has_room() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 5, now);
+        lanes.note_due(lane(1), now);
+        assert_eq!(lanes.next_due(), None);
+        start_all(&mut lanes);
+        lanes.finish(lane(1), 10, Verdict::Healthy, now);
+        assert_eq!(lanes.next_due(), Some(now), "room for half a window");
+    }
+
+    #[test]
+    fn what_a_claim_brought_decides_whether_there_is_more() {
+        let (mut lanes, now) = lanes();
+        let due: DateTime<Utc> = DateTime::UNIX_EPOCH + chrono::Duration::days(1);
+        lanes.note_due(lane(1), now);
+        let plan = lanes.plan_claim(now, 9, 2);
+        assert_eq!((plan[0].quota, plan[0].mark), (2, None));
+        lanes.settle_claim(&plan[0], 2, 20, Some(due), now);
+        lanes.push(Job(lane(1)));
+        lanes.push(Job(lane(1)));
+        assert_eq!(lanes.next_due(), Some(now), "a full claim: there may be more");
+
+        let plan = lanes.plan_claim(now, 9, 9);
+        assert_eq!(plan[0].mark, Some(due - MARK_SLACK));
+        lanes.settle_claim(&plan[0], 0, 0, None, now);
+        assert_eq!(lanes.next_due(), None, "exhausted");
+        assert_eq!(lanes.held(), 2);
+
+        lanes.note_due(lane(1), now);
+        let later = now + MARK_AGE_MAX;
+        assert_eq!(lanes.plan_claim(later, 9, 9)[0].mark, None, "marks grow old");
+    }
+
+    #[test]
+    fn an_abandoned_claim_leaves_its_lanes_due() {
+        let (mut lanes, now) = lanes();
+        lanes.note_due(lane(1), now);
+        let plan = lanes.plan_claim(now, 9, 9);
+        lanes.abandon_claim(&plan[0]);
+        assert_eq!((lanes.next_due(), lanes.held()), (Some(now), 0));
+    }
+
+    #[test]
+    fn idle_lanes_are_forgotten() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 1, now);
+        start_all(&mut lanes);
+        lanes.forget_idle(now);
+        assert_eq!(lanes.lanes.len(), 1, "in flight");
+        lanes.finish(lane(1), 10, Verdict::Failing, now);
+        lanes.forget_idle(now);
+        assert!(lanes.lanes.is_empty());
+    }
+
+    /// One step of a random life.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Reserve(u128),
+        GiveBack,
+        Push,
+        Start,
+        Finish(Verdict),
+        Due(u128),
+        Claim(usize),
+        Drain,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let verdict = prop_oneof![
+            Just(Verdict::Healthy),
+            Just(Verdict::Failing),
+            Just(Verdict::Hung),
+            Just(Verdict::Paused(Duration::from_secs(1))),
+        ];
+        prop_oneof![
+            8 => (0_u128..4).prop_map(Step::Reserve),
+            1 => Just(Step::GiveBack),
+            6 => Just(Step::Push),
+            6 => Just(Step::Start),
+            6 => verdict.prop_map(Step::Finish),
+            2 => (0_u128..4).prop_map(Step::Due),
+            2 => (0_usize..5).prop_map(Step::Claim),
+            1 => Just(Step::Drain),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens, the bounds hold, nothing is counted twice, and nothing is forgotten.
+        #[test]
+        fn counts_and_bounds_hold(steps in prop::collection::vec(step(), 1..400)) {
+            let (mut lanes, start) = lanes();
+            let (mut reserved, mut started) = (Vec::new(), Vec::new());
+            let mut queued = 0;
+            for (n, step) in steps.into_iter().enumerate() {
+                let now = start + Duration::from_millis(100 * n as u64);
+                match step {
+                    Step::Reserve(id) => {
+                        if lanes.reserve(lane(id), 10, now) {
+                            reserved.push(lane(id));
+                        }
+                    }
+                    Step::GiveBack => {
+                        if let Some(id) = reserved.pop() {
+                            lanes.give_back(id, 10);
+                        }
+                    }
+                    Step::Push => {
+                        if let Some(id) = reserved.pop() {
+                            lanes.push(Job(id));
+                            queued += 1;
+                        }
+                    }
+                    Step::Start => {
+                        if let Some(job) = lanes.start_next() {
+                            started.push(job.0);
+                            queued -= 1;
+                        }
+                    }
+                    Step::Finish(verdict) => {
+                        if let Some(id) = started.pop() {
+                            queued -= lanes.finish(id, 10, verdict, now).len();
+                        }
+                    }
+                    Step::Due(id) => lanes.note_due(lane(id), now),
+                    Step::Claim(rows) => {
+                        for part in lanes.plan_claim(now, 3, 7) {
+                            let claimed = rows.min(part.quota);
+                            lanes.settle_claim(&part, claimed, 10 * claimed, None, now);
+                            (0..claimed).for_each(|_| lanes.push(Job(part.lane)));
+                            queued += claimed;
+                        }
+                    }
+                    Step::Drain => queued -= lanes.drain_queued().len(),
+                }
+                prop_assert_eq!(lanes.in_flight(), started.len());
+                prop_assert_eq!(lanes.held(), reserved.len() + queued + started.len());
+                prop_assert_eq!(lanes.held_bytes, 10 * lanes.held());
+                prop_assert!(lanes.in_flight() <= LIMITS.in_flight_max);
+                prop_assert!(lanes.held() <= LIMITS.held_max);
+                for id in 0..4 {
+                    let in_flight = started.iter().filter(|&&s| s == lane(id)).count();
+                    prop_assert!(in_flight <= LIMITS.lane_in_flight_max);
+                }
+            }
+            // Nothing is stuck: as slots become free, all that waits is started.
+            let now = start + Duration::from_secs(3_600);
+            loop {
+                while let Some(job) = lanes.start_next() {
+                    started.push(job.0);
+                    queued -= 1;
+                }
+                let Some(id) = started.pop() else { break };
+                queued -= lanes.finish(id, 10, Verdict::Healthy, now).len();
+            }
+            prop_assert_eq!(queued, 0);
         }
     }
 }

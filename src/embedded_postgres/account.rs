@@ -69,8 +69,11 @@ impl Account {
         command
     }
 
-    /// Gives `path` to this account, itself and not what it may link to.
+    /// Gives `path` to this account, itself and not what it may link to. Nothing to do for our own.
     pub(super) fn give(&self, path: &Path) -> Result<(), EmbeddedPostgresError> {
+        if !self.is_switched {
+            return Ok(());
+        }
         lchown(path, Some(self.uid), Some(self.gid))
             .map_err(EmbeddedPostgresError::file("change the owner of", path))
     }
@@ -112,9 +115,11 @@ impl Account {
         }
     }
 
-    fn is_kept_out_of(&self, dir: &Path) -> bool {
-        fs::metadata(dir)
-            .is_ok_and(|found| !self.may_search(found.uid(), found.gid(), found.mode()))
+    /// What the mode bits say, and for another account than our own.
+    pub(super) fn is_kept_out_of(&self, dir: &Path) -> bool {
+        self.is_switched
+            && fs::metadata(dir)
+                .is_ok_and(|found| !self.may_search(found.uid(), found.gid(), found.mode()))
     }
 
     fn may_search(&self, owner: u32, group: u32, mode: u32) -> bool {

@@ -111,7 +111,7 @@ fn check_expressible(path: &Path) -> Result<(), EmbeddedPostgresError> {
 /// Makes the folder and what is missing above it, such that the account may enter it.
 async fn make(path: &Path, account: &Account) -> Result<(), EmbeddedPostgresError> {
     let missing: Vec<_> = path.ancestors().take_while(|dir| !dir.exists()).collect();
-    if missing.is_empty() && account.is_switched && is_ours(path) {
+    if missing.is_empty() && account.is_kept_out_of(path) && is_ours(path) {
         let_search(path)?;
     }
     // Before anything is made: it must not be left behind where it cannot be used.

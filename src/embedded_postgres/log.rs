@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::account::Account;
 use super::error::EmbeddedPostgresError;
 
 /// A start with a longer log moves it to `postgres.log.1` first. One old file is kept.
@@ -15,7 +16,7 @@ const TAIL_BYTES_MAX: u64 = 4 * 1024;
 const TAIL_LINES_MAX: usize = 20;
 
 /// Opens the log for a Postgres that is about to start; also says where its lines will begin.
-pub(super) fn open(path: &Path) -> Result<(File, u64), EmbeddedPostgresError> {
+pub(super) fn open(path: &Path, account: &Account) -> Result<(File, u64), EmbeddedPostgresError> {
     let length = |path: &Path| fs::metadata(path).map_or(0, |found| found.len());
     if LOG_BYTES_MAX < length(path) {
         let old = path.with_extension("log.1");
@@ -27,6 +28,8 @@ pub(super) fn open(path: &Path) -> Result<(File, u64), EmbeddedPostgresError> {
         .mode(0o600)
         .open(path)
         .map_err(EmbeddedPostgresError::file("open", path))?;
+    // A folder that root used once still works for its owner.
+    account.give(path)?;
     Ok((file, length(path)))
 }
 
@@ -64,18 +67,19 @@ mod tests {
         let root = std::env::temp_dir().join(format!("embpg-log-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         let path = root.join("postgres.log");
+        let account = Account::choose(Path::new("/nonexistent")).unwrap();
 
-        let (mut file, begin) = open(&path).unwrap();
+        let (mut file, begin) = open(&path, &account).unwrap();
         assert_eq!(begin, 0);
         assert_eq!(tail(&path, begin), "(nothing was written)");
         writeln!(file, "of the first start").unwrap();
 
-        let (mut file, begin) = open(&path).unwrap();
+        let (mut file, begin) = open(&path, &account).unwrap();
         writeln!(file, "of the second").unwrap();
         assert_eq!(tail(&path, begin), "of the second");
 
         file.set_len(LOG_BYTES_MAX + 1).unwrap();
-        let (_, begin) = open(&path).unwrap();
+        let (_, begin) = open(&path, &account).unwrap();
         assert_eq!(begin, 0);
         assert_eq!(fs::metadata(root.join("postgres.log.1")).unwrap().len(), LOG_BYTES_MAX + 1);
         fs::remove_dir_all(root).unwrap();

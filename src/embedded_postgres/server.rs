@@ -25,13 +25,14 @@ const DATABASE: &str = "webhook_dispatcher";
 const READY_WAIT_MAX: Duration = Duration::from_mins(1);
 /// The same while Postgres says that it is recovering: 4 GB of log on a slow disk take minutes.
 const RECOVERY_WAIT_MAX: Duration = Duration::from_mins(15);
-/// For processes of the last Postgres to end, which keep a new one from starting.
-const BUSY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// For processes of the last Postgres to end, which keep a new one from starting. A postmaster whose
+/// `postmaster.pid` was deleted notices within a minute, and ends.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(90);
 /// For a live process that may or may not be the last postmaster to answer.
 const UNKNOWN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Between two looks while something is waited for.
 const LOOK_AGAIN_AFTER_MIN: Duration = Duration::from_millis(20);
-const LOOK_AGAIN_AFTER_MAX: Duration = Duration::from_millis(500);
+const LOOK_AGAIN_AFTER_MAX: Duration = Duration::from_millis(250);
 /// Between two lines that say what is waited for.
 const REPORT_AFTER: Duration = Duration::from_secs(10);
 /// For the checkpoint of a fast shutdown. What it does not write is recovered at the next start.
@@ -190,7 +191,7 @@ impl EmbeddedPostgres {
         extra_settings: &[(String, String)],
     ) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
         let account = &self.data_dir.account;
-        let (log, log_begin) = log::open(&self.data_dir.log())?;
+        let (log, log_begin) = log::open(&self.data_dir.log(), account)?;
         let copy =
             log.try_clone().map_err(EmbeddedPostgresError::file("open", &self.data_dir.log()))?;
         let cluster = self.data_dir.cluster();

@@ -1,5 +1,7 @@
 //! `POST /events`, `GET /events`, `GET /events/{id}`.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     extract::{Path, Request, State},
@@ -247,14 +249,14 @@ pub struct AttemptBody {
 pub struct RequestBody {
     method: &'static str,
     url: String,
-    headers: Vec<(String, String)>,
+    headers: BTreeMap<String, String>,
 }
 
 /// What came back.
 #[derive(Serialize)]
 pub struct ResponseBody {
     status: i16,
-    headers: Vec<(String, String)>,
+    headers: BTreeMap<String, String>,
     /// Bytes that are not UTF-8 are replaced.
     body: String,
     is_truncated: bool,
@@ -360,11 +362,18 @@ impl From<AttemptRow> for AttemptBody {
     }
 }
 
-/// Header lines as pairs, since a name may come twice.
-fn headers_of(lines: &str) -> Vec<(String, String)> {
-    lines
-        .lines()
-        .filter_map(|line| line.split_once(": "))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+/// Header lines by name; values of a name that came several times are joined by commas, as HTTP
+/// allows.
+fn headers_of(lines: &str) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::<String, String>::new();
+    for (name, value) in lines.lines().filter_map(|line| line.split_once(": ")) {
+        headers
+            .entry(name.to_owned())
+            .and_modify(|known| {
+                known.push_str(", ");
+                known.push_str(value);
+            })
+            .or_insert_with(|| value.to_owned());
+    }
+    headers
 }

@@ -259,6 +259,7 @@ impl Batcher {
         let give_up_at = Instant::now() + patience;
         let mut pause = OUTAGE_PAUSE.0;
         let mut is_unclear = false;
+        let mut was_repeat = false;
         loop {
             let result = if is_unclear {
                 match self.store.existing_events(&ids).await {
@@ -270,8 +271,8 @@ impl Batcher {
                 self.store_once(events).await
             };
             match result {
-                // Only our own earlier try can have stored these ids.
-                Err(StoreError::Constraint { name }) if is_unclear && name.contains("event") => {}
+                // Our own earlier try has just been committed after all; it is found next.
+                Err(error) if is_unclear && error.is_repeat() && !was_repeat => was_repeat = true,
                 Err(error) if error.is_outage() => {
                     is_unclear = true;
                     if Instant::now() >= give_up_at {

@@ -104,8 +104,9 @@ impl Store {
     pub async fn existing_events(&self, ids: &[EventId]) -> Result<HashSet<EventId>, StoreError> {
         bounded(async {
             let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+            // Every event has a payload, stored by the same statement, and that has the simpler key.
             let found: Vec<Uuid> =
-                sqlx::query_scalar("select event_id from event where event_id = any($1)")
+                sqlx::query_scalar("select event_id from event_payload where event_id = any($1)")
                     .bind(ids)
                     .fetch_all(&self.pool)
                     .await?;
@@ -169,8 +170,12 @@ async fn reserve_keys(
     .execute(&mut *connection)
     .await?;
     let rows: Vec<KeyRow> = sqlx::query_as(
-        "select application_id, key, fingerprint, event_id from idempotency_key
-         where (application_id, key) in (select * from unnest($1::uuid[], $2::text[]))",
+        "select known.* from unnest($1::uuid[], $2::text[]) as given(application_id, key)
+         cross join lateral (
+             select application_id, key, fingerprint, event_id from idempotency_key k
+             where k.application_id = given.application_id and k.key = given.key
+             offset 0
+         ) as known",
     )
     .bind(&applications)
     .bind(&keys)

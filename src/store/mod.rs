@@ -57,6 +57,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether a row with the same id is there already.
+    pub fn is_repeat(&self) -> bool {
+        // Constraints of partitions carry the names of their tables.
+        matches!(self, Self::Constraint { name } if name.ends_with("_pkey"))
+    }
+
     /// Whether the statement may have taken effect all the same, and should be tried again.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::TimedOut)

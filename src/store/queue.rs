@@ -317,9 +317,16 @@ impl Store {
         bounded(async {
             let released = sqlx::query(
                 "update delivery_queue q set owner = null, due_at = now() + $4
-                 from unnest($1::uuid[], $2::int[], $3::int[]) as r(delivery_id, owner, number)
-                 where q.delivery_id = r.delivery_id
-                   and q.owner = r.owner and q.claim_number = r.number",
+                 from (
+                     select row.place, r.owner, r.number
+                     from unnest($1::uuid[], $2::int[], $3::int[]) as r(delivery_id, owner, number)
+                     cross join lateral (
+                         select ctid as place from delivery_queue
+                         where delivery_id = r.delivery_id offset 0
+                     ) as row
+                     offset 0
+                 ) as r
+                 where q.ctid = r.place and q.owner = r.owner and q.claim_number = r.number",
             )
             .bind(ids)
             .bind(owners)
@@ -359,15 +366,17 @@ impl Store {
     }
 }
 
+// As in `record`: the planner believes that the queue has one row, so rows are found by key or by
+// place, never by a join.
 const CLAIM_DUE: &str = "
     with wanted as materialized (
         select * from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as w(lane_id, quota, mark)
     ),
     due as (
-        select head.delivery_id
+        select head.place
         from wanted
         cross join lateral (
-            select q.delivery_id
+            select q.ctid as place
             from delivery_queue q
             where q.lane_id = wanted.lane_id and q.owner is null
               and q.due_at <= now() and q.due_at >= wanted.mark
@@ -380,13 +389,17 @@ const CLAIM_DUE: &str = "
         update delivery_queue q
         set owner = $4, claim_number = q.claim_number + 1
         from due
-        where q.delivery_id = due.delivery_id
+        where q.ctid = due.place
         returning q.delivery_id, q.claim_number, q.event_id, q.application_id, q.lane_id,
                   q.target_url, q.attempt_count, q.due_at, q.payload_bytes,
                   q.created_at < now() - $5 as is_expired
     )
-    select claimed.*, event.type as event_type
-    from claimed left join event using (event_id)
+    select claimed.*,
+           (
+               select type from event e
+               where e.application_id = claimed.application_id and e.event_id = claimed.event_id
+           ) as event_type
+    from claimed
     order by claimed.lane_id, claimed.due_at";
 
 const LANE_HEADS: &str = "
@@ -409,7 +422,7 @@ const LANE_HEADS: &str = "
 
 const RELEASE_ORPHANS: &str = "
     with orphan as (
-        select delivery_id, interruption_count + 1 as interruptions
+        select q.ctid as place, interruption_count + 1 as interruptions
         from delivery_queue q
         where owner is not null
           and not exists (select from dispatcher d where d.dispatcher_id = q.owner)
@@ -420,20 +433,24 @@ const RELEASE_ORPHANS: &str = "
         update delivery_queue q
         set owner = null, due_at = now(), interruption_count = orphan.interruptions
         from orphan
-        where q.delivery_id = orphan.delivery_id and orphan.interruptions < $2
+        where q.ctid = orphan.place and orphan.interruptions < $2
         returning q.delivery_id
     ),
     ended as (
         delete from delivery_queue q using orphan
-        where q.delivery_id = orphan.delivery_id and orphan.interruptions >= $2
+        where q.ctid = orphan.place and orphan.interruptions >= $2
         returning q.*
     ),
     kept as (
         insert into delivery (delivery_id, event_id, application_id, lane_id, event_type,
                               target_url, state, reason, attempt_count, created_at)
-        select ended.delivery_id, ended.event_id, ended.application_id, ended.lane_id, event.type,
+        select ended.delivery_id, ended.event_id, ended.application_id, ended.lane_id,
+               (
+                   select type from event e
+                   where e.application_id = ended.application_id and e.event_id = ended.event_id
+               ),
                ended.target_url, 'dead', 'interrupted', ended.attempt_count, ended.created_at
-        from ended left join event using (event_id)
+        from ended
     )
     select (select count(*) from released) as released, (select count(*) from ended) as buried";
 

@@ -46,7 +46,7 @@ impl Store {
 
 macro_rules! result_rows {
     () => {
-        "with result as materialized (
+        "with result as (
         select * from unnest(
             $1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[], $7::bigint[],
             $8::uuid[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::text[], $13::text[],
@@ -59,14 +59,29 @@ macro_rules! result_rows {
     };
 }
 
-// The rows that leave the queue are handed on by `returning` together with their results: a join
-// of two CTEs would be a nested loop over a thousand rows each, since neither has statistics.
+// How the rows are found matters more than anything else here. The queue is vacuumed when it is
+// nearly empty, so the planner believes that it has one row, and would read all of it and compare
+// each row with each result: 250 us of CPU a delivery instead of 20. The lateral sub-query with
+// `offset 0` can only be a look-up by key for each result, and a `ctid` can only be looked up.
+// The fence is checked again where the row is changed, since it may have been released in between.
+//
+// The rows that leave the queue are handed on by `returning` together with their results, since a
+// join of two CTEs, which have no statistics either, would be a nested loop over both.
 const RECORD: &str = concat!(
     result_rows!(),
     ",
+    held as materialized (
+        select result.*, row.place
+        from result cross join lateral (
+            select q.ctid as place from delivery_queue q
+            where q.delivery_id = result.delivery_id
+              and q.owner = result.owner and q.claim_number = result.claim_number
+            offset 0
+        ) as row
+    ),
     ended as (
-        delete from delivery_queue q using result r
-        where q.delivery_id = r.delivery_id
+        delete from delivery_queue q using held r
+        where q.ctid = r.place
           and q.owner = r.owner and q.claim_number = r.claim_number
           and r.state is not null
         returning q.event_id, q.application_id, q.lane_id, q.target_url, q.attempt_count,
@@ -78,8 +93,8 @@ const RECORD: &str = concat!(
             due_at = now() + r.retry_us * interval '1 microsecond',
             attempt_count = q.attempt_count + 1,
             interruption_count = 0
-        from result r
-        where q.delivery_id = r.delivery_id
+        from held r
+        where q.ctid = r.place
           and q.owner = r.owner and q.claim_number = r.claim_number
           and r.state is null
         returning r.*
@@ -113,6 +128,7 @@ const RECORD: &str = concat!(
     select (select count(*) from ended) + (select count(*) from rescheduled)"
 );
 
+// `result` is read once and not materialized: each copy of it is a copy of every answer's body.
 const KEEP_LATE: &str = concat!(
     result_rows!(),
     ",

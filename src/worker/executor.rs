@@ -59,9 +59,8 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
     // Bounded: while results wait for the database, the slot stays taken.
     let _ = shared.results.send(finished).await;
     let returned = shared.handover.finish(lane, bytes, verdict);
-    if let Verdict::Paused(pause) = verdict {
-        return_paused(&shared, lane, returned, pause).await;
-    }
+    let pause = if let Verdict::Paused(pause) = verdict { pause } else { Duration::ZERO };
+    return_queued(&shared, lane, returned, pause).await;
     start_ready(&shared);
 }
 
@@ -174,16 +173,17 @@ fn verdict(outcome: &Outcome) -> Verdict {
         Outcome::Transient { retry_after: Some(pause), is_throttled: true, .. } => {
             Verdict::Paused(*pause)
         }
+        Outcome::Transient { failure, .. } if failure.class == ErrorClass::Timeout => Verdict::Hung,
         Outcome::Transient { .. } | Outcome::Permanent { .. } => Verdict::Failing,
     }
 }
 
-/// Gives back what waited in memory for a lane that is now paused.
-async fn return_paused(shared: &Shared, lane: LaneId, claims: Vec<Claim>, pause: Duration) {
+/// Gives back what waited in memory for a lane that is paused or hangs.
+async fn return_queued(shared: &Shared, lane: LaneId, claims: Vec<Claim>, pause: Duration) {
     if claims.is_empty() {
         return;
     }
-    tracing::info!(%lane, claims = claims.len(), pause_s = pause.as_secs(), "lane paused");
+    tracing::info!(%lane, claims = claims.len(), pause_s = pause.as_secs(), "lane held back");
     let claims: Vec<_> = claims.into_iter().map(|c| (c.delivery_id, c.token)).collect();
     give_back(shared, &claims).await;
     shared.handover.note_due(lane, pause);

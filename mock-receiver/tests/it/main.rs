@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -23,24 +23,27 @@ struct Running {
     addr: String,
 }
 
-fn command(environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mock-receiver"));
-    command.env_clear().envs(environment.iter().copied());
-    command
-}
-
-fn run_to_the_end(environment: &[(&str, &str)]) -> Output {
-    command(environment).output().unwrap()
-}
-
 impl Running {
+    fn spawn(environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mock-receiver"))
+            .env_clear()
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdout, log: String::new(), addr: String::new() }
+    }
+
     /// Starts it with every request hanging, and waits until it listens.
     fn start() -> Self {
-        let environment =
-            [("PORT", "0"), ("HANG_RATE", "1"), ("SEED", "7"), ("WEBHOOK_SECRET", SECRET)];
-        let mut child = command(&environment).stdout(Stdio::piped()).spawn().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut running = Self { child, stdout, log: String::new(), addr: String::new() };
+        let mut running = Self::spawn(&[
+            ("PORT", "0"),
+            ("HANG_RATE", "1"),
+            ("SEED", "7"),
+            ("WEBHOOK_SECRET", SECRET),
+        ]);
         running.read_until("listening");
         let (_, rest) = running.log.split_once("local_addr=").unwrap();
         running.addr = rest.split_whitespace().next().unwrap().to_owned();
@@ -152,9 +155,13 @@ fn sigint_stops_it_while_a_request_hangs() {
 #[test]
 fn bad_settings_in_the_environment_stop_the_start_by_name() {
     let check = |name, value| {
-        let output = run_to_the_end(&[("PORT", "0"), (name, value)]);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        let mut running = Running::spawn(&[("PORT", "0"), (name, value)]);
+        // It says something here only if it starts all the same.
+        running.stdout.read_line(&mut running.log).unwrap();
+        assert_eq!(running.log, "", "{name}={value} must not start it");
+        let mut stderr = String::new();
+        running.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(running.exit_code(), Some(2), "{stderr}");
         assert!(stderr.contains(name), "{stderr}");
     };
     check("FAILURE_RATE", "7");

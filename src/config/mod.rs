@@ -1,0 +1,8 @@
+//! The settings: read once from flags and environment, checked as a whole. The only place that
+//! reads the environment.
+
+mod check;
+mod settings;
+
+pub use check::{Config, ConfigError, Database};
+pub use settings::{Days, Hidden, NoDuration, Role, Seconds, Settings, Surroundings};

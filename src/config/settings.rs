@@ -1,0 +1,204 @@
+//! The settings as they are given: each a flag and an environment variable.
+
+use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use crate::telemetry::LogFormat;
+
+/// The secret that nobody should keep.
+pub(super) const DEFAULT_SECRET: &str = "change-me-in-production";
+
+/// The settings as they are given. Each is a flag and an environment variable.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// Connection string of Postgres. Without it a private Postgres is started from the installed
+    /// binaries.
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<Hidden>,
+    /// Where the private Postgres keeps its data [default: the user's data folder;
+    /// /var/lib/webhook-dispatcher for root].
+    #[arg(long, env = "DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to serve on [default: 127.0.0.1:8000].
+    #[arg(long, env = "BIND")]
+    pub bind: Option<String>,
+    /// Port to serve on, on all addresses; ignored if BIND is set.
+    #[arg(long, env = "PORT")]
+    pub port: Option<String>,
+    /// What this process does.
+    #[arg(long, env = "ROLE", value_enum, default_value = "all")]
+    pub role: Role,
+    /// Secret that signs explicit targets: `whsec_…`, or any text.
+    #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, default_value = DEFAULT_SECRET,
+          hide_default_value = true)]
+    pub webhook_secret: Hidden,
+    /// Target of an event that names none [default in the local default:
+    /// http://127.0.0.1:8080/webhook; otherwise none].
+    #[arg(long, env = "TARGET_URL")]
+    pub target_url: Option<String>,
+    /// Key that callers must send. Without it the service answers only on loopback.
+    #[arg(long, env = "ADMIN_API_KEY", hide_env_values = true)]
+    pub admin_api_key: Option<Hidden>,
+    /// Serve without any key, to everybody who can connect.
+    #[arg(long, env = "ALLOW_UNAUTHENTICATED", default_value = "false",
+          action = clap::ArgAction::Set)]
+    pub allow_unauthenticated: bool,
+    /// Blocks that may be called although they are not public, and over http: a list of CIDRs
+    /// [default in the local default: 127.0.0.0/8,::1/128; otherwise none].
+    #[arg(long, env = "ALLOWED_TARGET_CIDRS")]
+    pub allowed_target_cidrs: Option<String>,
+    /// Whether targets outside ALLOWED_TARGET_CIDRS must be https [default: true; false in the
+    /// local default].
+    #[arg(long, env = "REQUIRE_HTTPS")]
+    pub require_https: Option<bool>,
+    /// The longest time without looking into the queue, in seconds; a backstop, not the normal way
+    /// to wake.
+    #[arg(long, env = "WORKER_POLL_INTERVAL", default_value = "1.5")]
+    pub worker_poll_interval: Seconds,
+    /// Deadline over one whole exchange with a receiver, in seconds (0.1 to 300).
+    #[arg(long, env = "HTTP_TIMEOUT", default_value = "15")]
+    pub http_timeout: Seconds,
+    /// Attempts until a delivery is dead (1 to 1000).
+    #[arg(long, env = "MAX_ATTEMPTS", default_value = "20")]
+    pub max_attempts: u32,
+    /// Delay after the first attempt, in seconds; it doubles with each.
+    #[arg(long, env = "BACKOFF_BASE_SECONDS", default_value = "2")]
+    pub backoff_base_seconds: Seconds,
+    /// Longest delay between two attempts, in seconds.
+    #[arg(long, env = "BACKOFF_MAX_SECONDS", default_value = "21600")]
+    pub backoff_max_seconds: Seconds,
+    /// The longest that a receiver's `Retry-After` can make us wait, in seconds.
+    #[arg(long, env = "RETRY_AFTER_MAX", default_value = "3600")]
+    pub retry_after_max: Seconds,
+    /// Age at which a delivery is given up whatever its attempts, in days.
+    #[arg(long, env = "DELIVERY_AGE_MAX", default_value = "10")]
+    pub delivery_age_max: Days,
+    /// Requests under way in all (1 to 100000).
+    #[arg(long, env = "IN_FLIGHT_MAX", default_value = "4096")]
+    pub in_flight_max: u32,
+    /// Requests under way to one lane: a subscription, or an explicit target's origin.
+    #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "64")]
+    pub lane_in_flight_max: u32,
+    /// Days for which events, deliveries and attempts are kept.
+    #[arg(long, env = "RETENTION_DAYS", default_value = "30")]
+    pub retention_days: Days,
+    /// Days for which payloads are kept [default: as RETENTION_DAYS].
+    #[arg(long, env = "PAYLOAD_RETENTION_DAYS")]
+    pub payload_retention_days: Option<Days>,
+    /// Bytes that a request's body may have.
+    #[arg(long, env = "REQUEST_BODY_MAX", default_value = "1048576")]
+    pub request_body_max: usize,
+    /// Bytes of a receiver's answer that are read and kept.
+    #[arg(long, env = "RESPONSE_BODY_MAX", default_value = "16384")]
+    pub response_body_max: usize,
+    /// How long requests under way may finish after SIGTERM, in seconds.
+    #[arg(long, env = "SHUTDOWN_GRACE", default_value = "8")]
+    pub shutdown_grace: Seconds,
+    /// What is logged: directives such as `info` or `webhook_dispatcher=debug`.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+    /// How it is logged.
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Not settings: what the environment says about where things are.
+    #[arg(skip)]
+    pub surroundings: Surroundings,
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Accepts and sends.
+    All,
+    /// Accepts only.
+    Api,
+    /// Sends only.
+    Worker,
+}
+
+/// A setting that is shown to nobody.
+#[derive(Clone)]
+pub struct Hidden(pub(super) String);
+
+impl FromStr for Hidden {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// A duration given in seconds, with a fraction if need be.
+#[derive(Debug, Clone, Copy)]
+pub struct Seconds(pub(super) f64);
+
+/// A duration given in days, with a fraction if need be.
+#[derive(Debug, Clone, Copy)]
+pub struct Days(f64);
+
+/// No positive number, or one beyond a century.
+#[derive(Debug, thiserror::Error)]
+#[error("must be a number above zero, and below a hundred years")]
+pub struct NoDuration;
+
+const SECONDS_PER_DAY: f64 = 86_400.0;
+const SECONDS_MAX: f64 = 36_500.0 * SECONDS_PER_DAY;
+
+impl FromStr for Seconds {
+    type Err = NoDuration;
+
+    fn from_str(text: &str) -> Result<Self, NoDuration> {
+        let seconds: f64 = text.trim().parse().map_err(|_| NoDuration)?;
+        if seconds > 0.0 && seconds <= SECONDS_MAX { Ok(Self(seconds)) } else { Err(NoDuration) }
+    }
+}
+
+impl FromStr for Days {
+    type Err = NoDuration;
+
+    fn from_str(text: &str) -> Result<Self, NoDuration> {
+        let days: f64 = text.trim().parse().map_err(|_| NoDuration)?;
+        Seconds::from_str(&(days * SECONDS_PER_DAY).to_string()).map(|s| Self(s.0))
+    }
+}
+
+impl Seconds {
+    pub(super) fn duration(self) -> Duration {
+        Duration::from_secs_f64(self.0)
+    }
+}
+
+impl Days {
+    pub(super) fn duration(self) -> Duration {
+        Duration::from_secs_f64(self.0)
+    }
+}
+
+/// Where things are on this machine, as the environment says.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// `PATH`.
+    pub path: Option<OsString>,
+    /// `HOME`.
+    pub home: Option<PathBuf>,
+    /// `XDG_DATA_HOME`.
+    pub xdg_data_home: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Reads the environment.
+    pub fn from_env() -> Self {
+        Self {
+            path: std::env::var_os("PATH"),
+            home: std::env::var_os("HOME").map(PathBuf::from),
+            xdg_data_home: std::env::var_os("XDG_DATA_HOME").map(PathBuf::from),
+        }
+    }
+}

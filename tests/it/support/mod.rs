@@ -1,0 +1,10 @@
+//! What the tests share: a private cluster, a database of its own for each test, the service in
+//! process, and receivers.
+
+mod app;
+mod cluster;
+mod receiver;
+
+pub use app::{TestApp, eventually};
+pub use cluster::TestDatabase;
+pub use receiver::{Answer, Received, Receiver};
