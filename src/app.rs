@@ -119,6 +119,7 @@ impl App {
         let tasks = TaskTracker::new();
         let (ingest, batcher) = Batcher::new(store.clone(), clock.clone(), handover.clone());
         let batching = tasks.spawn(batcher.run());
+        tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
             tasks.spawn(sample_clock(store.clone(), clock, stop.clone()));
             tasks.spawn(tell_workers(store.clone(), handover.clone(), stop.clone()));
@@ -132,7 +133,6 @@ impl App {
             addresses: config.addresses.clone(),
             body_bytes_max: config.request_body_max,
             accepts_events: config.role != Role::Worker,
-            metrics: telemetry::start_metrics(),
         });
         // One grace for both halves: Docker kills ten seconds after it has asked.
         let began_to_stop = {
@@ -260,6 +260,16 @@ async fn sample_clock(store: Store, clock: Clock, stop: CancellationToken) {
         let before = SystemTime::now();
         if let Ok(time) = store.database_time().await {
             clock.sample(time, before, SystemTime::now());
+        }
+    }
+}
+
+/// Keeps the metrics from growing.
+async fn fold_metrics(stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(telemetry::FOLD_INTERVAL) => telemetry::fold_metrics(),
         }
     }
 }

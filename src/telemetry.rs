@@ -1,13 +1,16 @@
 //! Logs, and every metric, each name declared once.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    domain::ErrorClass,
+    domain::{DeliveryState, ErrorClass},
     store::queue::{Next, Recorded},
 };
 
@@ -52,89 +55,144 @@ pub fn start_logging(filter: &str, format: LogFormat) {
     };
 }
 
-/// Starts collecting metrics; the handle renders them. `None` if another service in this process
-/// collects them already.
-pub fn start_metrics() -> Option<PrometheusHandle> {
-    let handle = PrometheusBuilder::new()
+/// Collects for the whole process, from the first use on.
+static PROMETHEUS: LazyLock<PrometheusHandle> = LazyLock::new(|| {
+    PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
-        .and_then(|b| {
-            b.set_buckets_for_metric(Matcher::Full(BATCH_EVENTS.to_owned()), EVENTS_PER_BATCH)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full(BATCH_EVENTS.to_owned()), EVENTS_PER_BATCH)
         })
-        .ok()?
+        .expect("the buckets are not empty")
         .install_recorder()
-        .ok()?;
+        .expect("nothing else in this process collects metrics")
+});
+
+/// Every metric, looked up once: a look-up by name costs more than the count itself.
+struct Metrics {
+    batch_events: Histogram,
+    batch_seconds: Histogram,
+    accepted: Counter,
+    rejected: Counter,
+    born_claimed: Counter,
+    left_in_queue: Counter,
+    claimed: Counter,
+    delivered: Counter,
+    /// By class, in the order of [`ErrorClass::ALL`].
+    failed: [Counter; ErrorClass::ALL.len()],
+    attempt_seconds: Histogram,
+    ended_delivered: Counter,
+    ended_dead: Counter,
+    ended_cancelled: Counter,
+    retried: Counter,
+    late: Counter,
+    in_flight: Gauge,
+    held: Gauge,
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    LazyLock::force(&PROMETHEUS);
     describe_histogram!(BATCH_EVENTS, "Events of one accepting transaction");
     describe_histogram!(BATCH_SECONDS, "Time from a batch's begin to its commit");
-    describe_counter!(EVENTS, "Events by what became of their submission");
+    describe_counter!(EVENTS, "Submissions by result: accepted or rejected");
     describe_counter!(BORN_CLAIMED, "Deliveries sent straight from memory");
     describe_counter!(LEFT_IN_QUEUE, "New deliveries left for a claim");
     describe_counter!(CLAIMED, "Deliveries claimed from the queue");
     describe_counter!(ATTEMPTS, "Attempts by outcome: delivered, or a class of error");
     describe_histogram!(ATTEMPT_SECONDS, "Time of one exchange");
-    describe_counter!(CONCLUDED, "Attempts by what followed: delivered, dead or retry");
+    describe_counter!(CONCLUDED, "Attempts by what followed: delivered, dead, cancelled or retry");
     describe_counter!(LATE, "Results that came after their claim was lost");
     describe_gauge!(IN_FLIGHT, "Requests under way");
     describe_gauge!(HELD, "Deliveries that this process holds in memory");
-    Some(handle)
+    Metrics {
+        batch_events: histogram!(BATCH_EVENTS),
+        batch_seconds: histogram!(BATCH_SECONDS),
+        accepted: counter!(EVENTS, "result" => "accepted"),
+        rejected: counter!(EVENTS, "result" => "rejected"),
+        born_claimed: counter!(BORN_CLAIMED),
+        left_in_queue: counter!(LEFT_IN_QUEUE),
+        claimed: counter!(CLAIMED),
+        delivered: counter!(ATTEMPTS, "outcome" => "delivered"),
+        failed: ErrorClass::ALL.map(|class| counter!(ATTEMPTS, "outcome" => class.as_str())),
+        attempt_seconds: histogram!(ATTEMPT_SECONDS),
+        ended_delivered: counter!(CONCLUDED, "next" => "delivered"),
+        ended_dead: counter!(CONCLUDED, "next" => "dead"),
+        ended_cancelled: counter!(CONCLUDED, "next" => "cancelled"),
+        retried: counter!(CONCLUDED, "next" => "retry"),
+        late: counter!(LATE),
+        in_flight: gauge!(IN_FLIGHT),
+        held: gauge!(HELD),
+    }
+});
+
+/// How often [`fold_metrics`] must be called.
+pub const FOLD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Folds the samples of the histograms into their buckets; without it they would grow for ever.
+pub fn fold_metrics() {
+    PROMETHEUS.run_upkeep();
+}
+
+/// All metrics in the text format of Prometheus.
+pub fn render_metrics() -> String {
+    PROMETHEUS.render()
 }
 
 /// A batch was stored, or not.
 pub fn batch_committed(events: usize, took: Duration) {
-    #[expect(clippy::cast_precision_loss, reason = "at most some hundreds")]
-    histogram!(BATCH_EVENTS).record(events as f64);
-    histogram!(BATCH_SECONDS).record(took.as_secs_f64());
+    METRICS.batch_events.record(u32::try_from(events).unwrap_or(u32::MAX));
+    METRICS.batch_seconds.record(took);
 }
 
-/// A submission was answered: `accepted`, or why not.
-pub fn submitted(result: &'static str) {
-    counter!(EVENTS, "result" => result).increment(1);
+/// A submission was answered.
+pub fn submitted(is_accepted: bool) {
+    if is_accepted { &METRICS.accepted } else { &METRICS.rejected }.increment(1);
 }
 
 /// Deliveries were handed over after their commit.
 pub fn born_claimed(count: usize) {
-    counter!(BORN_CLAIMED).increment(count as u64);
+    METRICS.born_claimed.increment(count as u64);
 }
 
 /// Deliveries were stored without an owner.
 pub fn left_in_queue(count: usize) {
-    counter!(LEFT_IN_QUEUE).increment(count as u64);
+    METRICS.left_in_queue.increment(count as u64);
 }
 
 /// Deliveries were claimed.
 pub fn claimed(count: usize) {
-    counter!(CLAIMED).increment(count as u64);
+    METRICS.claimed.increment(count as u64);
 }
 
 /// An exchange ended.
 pub fn attempted(class: Option<ErrorClass>, took: Duration) {
-    let outcome = class.map_or("delivered", ErrorClass::as_str);
-    counter!(ATTEMPTS, "outcome" => outcome).increment(1);
-    histogram!(ATTEMPT_SECONDS).record(took.as_secs_f64());
+    match class {
+        None => &METRICS.delivered,
+        Some(class) => &METRICS.failed[class as usize],
+    }
+    .increment(1);
+    METRICS.attempt_seconds.record(took);
 }
 
 /// It was decided what follows from an attempt.
 pub fn concluded(next: &Next) {
-    let next = match next {
-        Next::End { state, .. } => state.as_str(),
-        Next::RetryAfter(_) => "retry",
-    };
-    counter!(CONCLUDED, "next" => next).increment(1);
+    match next {
+        Next::RetryAfter(_) => &METRICS.retried,
+        Next::End { state: DeliveryState::Delivered, .. } => &METRICS.ended_delivered,
+        Next::End { state: DeliveryState::Cancelled, .. } => &METRICS.ended_cancelled,
+        Next::End { .. } => &METRICS.ended_dead,
+    }
+    .increment(1);
 }
 
 /// Results were written.
 pub fn recorded(recorded: Recorded) {
-    if recorded.late > 0 {
-        counter!(LATE).increment(recorded.late as u64);
-    }
+    METRICS.late.increment(recorded.late as u64);
 }
 
-/// How much this process holds, read when metrics are rendered.
+/// How much this process holds, told when metrics are rendered.
 pub fn load(in_flight: usize, held: usize) {
-    #[expect(clippy::cast_precision_loss, reason = "at most some thousands")]
-    {
-        gauge!(IN_FLIGHT).set(in_flight as f64);
-        gauge!(HELD).set(held as f64);
-    }
+    METRICS.in_flight.set(u32::try_from(in_flight).unwrap_or(u32::MAX));
+    METRICS.held.set(u32::try_from(held).unwrap_or(u32::MAX));
 }
 
 /// Raises the limit of open files as far as it goes: every request under way is a socket, and the

@@ -1,7 +1,5 @@
 //! What is sent: the headers and signatures of one attempt. Pure.
 
-use std::fmt::Write;
-
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -9,6 +7,17 @@ use url::Url;
 
 use crate::domain::{DeliveryId, EventId, TargetUrl, signature::SigningKeys};
 
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const X_SIGNATURE: HeaderName = HeaderName::from_static("x-webhook-signature");
+const X_TIMESTAMP: HeaderName = HeaderName::from_static("x-webhook-timestamp");
+const X_DELIVERY_ID: HeaderName = HeaderName::from_static("x-webhook-delivery-id");
+const X_ATTEMPT: HeaderName = HeaderName::from_static("x-webhook-attempt");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_EVENT: HeaderName = HeaderName::from_static("x-webhook-event");
+const X_EVENT_TYPE: HeaderName = HeaderName::from_static("x-webhook-event-type");
+const X_EVENT_ID: HeaderName = HeaderName::from_static("x-webhook-event-id");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const AGENT: &str = concat!("webhook-dispatcher/", env!("CARGO_PKG_VERSION"));
 
 /// One attempt, before it is signed.
@@ -56,33 +65,30 @@ impl Outgoing {
         let mut headers = HeaderMap::with_capacity(16);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let mut put = |name: &'static str, value: String| {
-            let name = HeaderName::from_static(name);
-            match HeaderValue::try_from(value) {
-                Ok(value) => {
-                    headers.insert(name, value);
-                    Ok(())
-                }
-                Err(_) => Err(HeaderRefused { name }),
+        let mut put = |name: HeaderName, value: String| match HeaderValue::try_from(value) {
+            Ok(value) => {
+                headers.insert(name, value);
+                Ok(())
             }
+            Err(_) => Err(HeaderRefused { name }),
         };
 
         let event_id = attempt.event_id.to_string();
         let unix_seconds = attempt.at.timestamp();
         let time = attempt.at.to_rfc3339_opts(SecondsFormat::Millis, true);
-        put("webhook-signature", keys.standard_signatures(&event_id, unix_seconds, attempt.body))?;
-        put("webhook-timestamp", unix_seconds.to_string())?;
-        put("x-webhook-signature", keys.newest().hex_signature(&time, attempt.body))?;
-        put("x-webhook-timestamp", time)?;
-        put("x-webhook-delivery-id", attempt.delivery_id.to_string())?;
-        put("x-webhook-attempt", attempt.number.to_string())?;
-        put("traceparent", traceparent(attempt.event_id, attempt.span_id))?;
+        put(WEBHOOK_SIGNATURE, keys.standard_signatures(&event_id, unix_seconds, attempt.body))?;
+        put(WEBHOOK_TIMESTAMP, unix_seconds.to_string())?;
+        put(X_SIGNATURE, keys.newest().hex_signature(&time, attempt.body))?;
+        put(X_TIMESTAMP, time)?;
+        put(X_DELIVERY_ID, attempt.delivery_id.to_string())?;
+        put(X_ATTEMPT, attempt.number.to_string())?;
+        put(TRACEPARENT, traceparent(attempt.event_id, attempt.span_id))?;
         if let Some(event_type) = attempt.event_type {
-            put("x-webhook-event", event_type.to_owned())?;
-            put("x-webhook-event-type", event_type.to_owned())?;
+            put(X_EVENT, event_type.to_owned())?;
+            put(X_EVENT_TYPE, event_type.to_owned())?;
         }
-        put("x-webhook-event-id", event_id.clone())?;
-        put("webhook-id", event_id)?;
+        put(X_EVENT_ID, event_id.clone())?;
+        put(WEBHOOK_ID, event_id)?;
         Ok(Self { url: attempt.target.url().clone(), headers, body: attempt.body.clone() })
     }
 }
@@ -97,7 +103,8 @@ fn traceparent(event: EventId, span_id: u64) -> String {
 pub fn header_lines(headers: &HeaderMap) -> String {
     let mut lines = String::with_capacity(headers.len() * 48);
     for (name, value) in headers {
-        let _ = write!(lines, "{name}: ");
+        lines.push_str(name.as_str());
+        lines.push_str(": ");
         match value.to_str() {
             Ok(text) => lines.push_str(text),
             Err(_) => lines.extend(value.as_bytes().iter().copied().map(char::from)),

@@ -94,7 +94,10 @@ impl TargetUrl {
     pub fn lane(&self, application: ApplicationId) -> LaneId {
         let mut hash = Sha256::new();
         hash.update(application.uuid().as_bytes());
-        hash.update(self.0.origin().ascii_serialization().as_bytes());
+        hash.update(self.0.scheme().as_bytes());
+        hash.update(b"://");
+        hash.update(self.0.host_str().unwrap_or_default().as_bytes());
+        hash.update(self.0.port_or_known_default().unwrap_or_default().to_be_bytes());
         let digest = hash.finalize();
         let bytes: [u8; 16] = digest[..16].try_into().expect("a SHA-256 digest has 32 bytes");
         LaneId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())

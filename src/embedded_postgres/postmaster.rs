@@ -124,12 +124,15 @@ fn is_postmaster(pid: i32, cluster: &Path) -> Option<bool> {
     Some(arguments.split(|byte| *byte == 0).any(|argument| argument == cluster))
 }
 
-/// What `postmaster.pid` says.
+/// What `postmaster.pid` says. It comes in parts: the later fields while the postmaster starts.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PidFile {
     pub(super) pid: i32,
-    /// Written some time after the pid.
     socket_dir: Option<PathBuf>,
+    /// Starting, which includes recovery: it has the cluster for itself and listens.
+    pub(super) is_starting: bool,
+    /// Ready for connections.
+    pub(super) is_ready: bool,
 }
 
 impl PidFile {
@@ -151,7 +154,9 @@ impl PidFile {
         let mut lines = text.lines();
         let pid: i32 = lines.next()?.trim().parse().ok()?;
         let socket_dir = lines.nth(3).filter(|line| !line.is_empty()).map(PathBuf::from);
-        (0 < pid).then_some(Self { pid, socket_dir })
+        let state = lines.nth(2).unwrap_or_default().trim();
+        let (is_starting, is_ready) = (state == "starting", state == "ready");
+        (0 < pid).then_some(Self { pid, socket_dir, is_starting, is_ready })
     }
 }
 
@@ -160,22 +165,31 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: Option<(i32, Option<&str>)>) {
-        let expected =
-            expected.map(|(pid, dir)| PidFile { pid, socket_dir: dir.map(PathBuf::from) });
+    fn check(text: &str, expected: Option<(i32, Option<&str>, bool, bool)>) {
+        let expected = expected.map(|(pid, dir, is_starting, is_ready)| PidFile {
+            pid,
+            socket_dir: dir.map(PathBuf::from),
+            is_starting,
+            is_ready,
+        });
         assert_eq!(PidFile::parse(text), expected);
     }
 
     #[test]
-    fn a_pid_file_names_the_pid_and_the_socket_folder() {
-        let whole = "1234\n/d/postgres\n1700000000\n5432\n/d/my run\n\n  5432001  7\nready   \n";
-        check(whole, Some((1234, Some("/d/my run"))));
+    fn a_pid_file_names_the_pid_the_socket_folder_and_the_state() {
+        let dir = Some("/d/my run");
+        let begin = "1234\n/d/postgres\n1700000000\n5432\n/d/my run\n\n  5432001  7\n";
+        check(&format!("{begin}starting\n"), Some((1234, dir, true, false)));
+        check(&format!("{begin}ready   \n"), Some((1234, dir, false, true)));
+        check(&format!("{begin}stopping\n"), Some((1234, dir, false, false)));
     }
 
     #[test]
-    fn a_pid_file_that_is_being_written_lacks_the_folder() {
-        check("1234\n/d/postgres\n1700000000\n5432\n", Some((1234, None)));
-        check("1234\n/d/postgres\n1700000000\n5432\n\n\n", Some((1234, None)));
+    fn a_pid_file_that_is_being_written_lacks_the_later_lines() {
+        let begin = "1234\n/d/postgres\n1700000000\n5432\n";
+        check(begin, Some((1234, None, false, false)));
+        check(&format!("{begin}\n\n"), Some((1234, None, false, false)));
+        check(&format!("{begin}/d/run\n"), Some((1234, Some("/d/run"), false, false)));
     }
 
     #[test]

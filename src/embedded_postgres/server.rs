@@ -21,9 +21,9 @@ use super::settings;
 /// The service's database. Its name is written out in two statements below, too.
 const DATABASE: &str = "webhook_dispatcher";
 
-/// From the start to the first connection of a Postgres that says nothing.
+/// For a Postgres that we started and that does not say that it is on its way.
 const READY_WAIT_MAX: Duration = Duration::from_mins(1);
-/// The same while Postgres says that it is recovering: 4 GB of log on a slow disk take minutes.
+/// In all, also while Postgres says that it recovers: 4 GB of log on a slow disk take minutes.
 const RECOVERY_WAIT_MAX: Duration = Duration::from_mins(15);
 /// For processes of the last Postgres to end, which keep a new one from starting. A postmaster whose
 /// `postmaster.pid` was deleted notices within a minute, and ends.
@@ -160,8 +160,10 @@ impl EmbeddedPostgres {
                     return Ok(connection);
                 }
                 Postmaster::Unready { pid, says, is_working } => {
-                    let wait_max = if is_working { RECOVERY_WAIT_MAX } else { BUSY_WAIT_MAX };
-                    if wait_max < wait.begun.elapsed() {
+                    if is_working {
+                        wait.heard_of_it();
+                    }
+                    if !wait.is_bearable(BUSY_WAIT_MAX) {
                         return Err(EmbeddedPostgresError::Unreachable {
                             pid,
                             cluster,
@@ -173,7 +175,7 @@ impl EmbeddedPostgres {
                 Postmaster::Gone { stale_pid } => {
                     match self.launch(stale_pid, extra_settings).await {
                         Err(EmbeddedPostgresError::Exited { tail, .. })
-                            if is_busy(&tail) && wait.begun.elapsed() < BUSY_WAIT_MAX =>
+                            if is_busy(&tail) && wait.is_bearable(BUSY_WAIT_MAX) =>
                         {
                             wait.pause(&tail).await;
                         }
@@ -233,29 +235,28 @@ impl EmbeddedPostgres {
         let cluster = self.data_dir.cluster();
         let log = self.data_dir.log();
         let mut wait = Wait::new();
-        let mut wait_max = READY_WAIT_MAX;
         let mut last = "it has not begun to listen".to_owned();
-        while wait.begun.elapsed() < wait_max {
+        while wait.is_bearable(READY_WAIT_MAX) {
             let Some(child) = &mut self.child else { break };
             let ended = child.try_wait().map_err(EmbeddedPostgresError::file("wait for", &log))?;
             if let Some(status) = ended {
                 let tail = log::tail(&log, log_begin);
                 return Err(EmbeddedPostgresError::Exited { status, log, tail });
             }
-            // Else who answers at the socket is another one, whose end our child waits for in vain.
-            let is_ours = PidFile::read(&cluster).is_some_and(|file| {
-                child.id().and_then(|id| i32::try_from(id).ok()) == Some(file.pid)
-            });
-            if is_ours {
-                match postmaster::connect(&self.socket_dir).await {
+            // Only what our child itself wrote: if a postmaster that lost its `postmaster.pid` still
+            // serves the cluster, our child ends in a moment and who answers is the other one.
+            let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+            match PidFile::read(&cluster).filter(|file| Some(file.pid) == pid) {
+                Some(file) if file.is_ready => match postmaster::connect(&self.socket_dir).await {
                     Answer::Ready(connection) => return Ok(connection),
                     Answer::Refused(cause) => return Err(EmbeddedPostgresError::Database(cause)),
-                    Answer::Silent(says) => last = says,
-                    Answer::NotYet(says) => {
-                        wait_max = RECOVERY_WAIT_MAX;
-                        last = says;
-                    }
+                    Answer::Silent(says) | Answer::NotYet(says) => last = says,
+                },
+                Some(file) if file.is_starting => {
+                    wait.heard_of_it();
+                    "it is starting up or recovers".clone_into(&mut last);
                 }
+                _ => {}
             }
             wait.pause(&last).await;
         }
@@ -324,9 +325,11 @@ async fn create_database(connection: &mut PgConnection) -> Result<(), sqlx::Erro
     Ok(())
 }
 
-/// The pauses of a loop that waits: growing, and telling from time to time what is waited for.
+/// How long a loop has waited, and its pauses: growing, and telling at times what is waited for.
 struct Wait {
     begun: Instant,
+    /// When Postgres last said that it is busy starting or stopping.
+    heard: Instant,
     reported: Instant,
     pause: Duration,
 }
@@ -334,7 +337,16 @@ struct Wait {
 impl Wait {
     fn new() -> Self {
         let now = Instant::now();
-        Self { begun: now, reported: now, pause: LOOK_AGAIN_AFTER_MIN }
+        Self { begun: now, heard: now, reported: now, pause: LOOK_AGAIN_AFTER_MIN }
+    }
+
+    fn heard_of_it(&mut self) {
+        self.heard = Instant::now();
+    }
+
+    /// Whether to go on: it has not been silent for too long, and all in all not too long either.
+    fn is_bearable(&self, silence_max: Duration) -> bool {
+        self.heard.elapsed() < silence_max && self.begun.elapsed() < RECOVERY_WAIT_MAX
     }
 
     async fn pause(&mut self, says: &str) {

@@ -59,7 +59,7 @@ pub async fn create(
     let body = extract::json_body(request, state.body_bytes_max).await?;
     let submission = submission(&state, &body, key)?;
     let result = state.ingest.submit(submission).await;
-    telemetry::submitted(if result.is_ok() { "accepted" } else { "rejected" });
+    telemetry::submitted(result.is_ok());
     let accepted = result?;
     Ok((StatusCode::ACCEPTED, Json(AcceptedBody { id: accepted.event_id, status: "accepted" })))
 }

@@ -34,6 +34,5 @@ pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
         (lanes.in_flight(), lanes.held())
     };
     telemetry::load(in_flight, held);
-    let text = state.metrics.as_ref().map_or_else(String::new, |handle| handle.render());
-    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text)
+    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], telemetry::render_metrics())
 }

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    extract::State,
     http::{HeaderName, HeaderValue},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{
     domain::{TargetUrl, address::AddressPolicy},
@@ -54,8 +54,6 @@ pub struct Api {
     pub body_bytes_max: usize,
     /// Whether events are taken and shown here, or this process only sends.
     pub accepts_events: bool,
-    /// Renders the metrics.
-    pub metrics: Option<PrometheusHandle>,
 }
 
 impl ApiState {
@@ -73,8 +71,10 @@ impl std::ops::Deref for ApiState {
     }
 }
 
-/// All routes. The layers, outermost first: the request id, so that every answer has one; then the
-/// access check, so that nobody learns from a 404 which routes there are.
+/// Probes come without keys.
+const PROBES: [&str; 3] = ["/health", "/livez", "/readyz"];
+
+/// All routes. One layer is around them all: see [`gate`].
 pub fn router(state: ApiState) -> Router {
     let events = Router::new()
         .route("/events", get(events::list).post(events::create))
@@ -86,17 +86,20 @@ pub fn router(state: ApiState) -> Router {
         .route("/metrics", get(health::metrics))
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        .layer(middleware::from_fn_with_state(state.clone(), access::check))
-        // Probes come without keys.
         .route("/health", get(health::health))
         .route("/livez", get(health::health))
         .route("/readyz", get(health::ready))
-        .layer(middleware::from_fn(request_id))
+        .layer(middleware::from_fn_with_state(state.clone(), gate))
         .with_state(state)
 }
 
-/// Gives every answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
-async fn request_id(request: axum::extract::Request, next: Next) -> Response {
+/// Checks who calls, before anybody learns from a 404 which routes there are, and gives every
+/// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
+async fn gate(
+    State(state): State<ApiState>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
     let given = request.headers().get(&REQUEST_ID).filter(|value| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.to_str().is_ok()
     });
@@ -104,7 +107,12 @@ async fn request_id(request: axum::extract::Request, next: Next) -> Response {
         let id = format!("req_{:032x}", rand::random::<u128>());
         HeaderValue::try_from(id).expect("hexadecimal digits are a header value")
     });
-    let mut response = next.run(request).await.into_response();
+    let is_probe = PROBES.contains(&request.uri().path());
+    let allowed = if is_probe { Ok(()) } else { access::check(&state.access, &request) };
+    let mut response = match allowed {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }

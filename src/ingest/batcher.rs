@@ -12,7 +12,10 @@ use tokio::sync::mpsc;
 use super::{Accepted, Handover, Ingest, Rejected, Waiting, channel, routes::Routes};
 use crate::{
     clock::Clock,
-    domain::{ApplicationId, DeliveryId, EventId, IdempotencyKey, Submission, routing::route},
+    domain::{
+        ApplicationId, DeliveryId, EventId, IdempotencyKey, Submission,
+        routing::{Destination, route},
+    },
     store::{
         Store, StoreError,
         events::{NewDelivery, NewEvent, Stored, StoredBatch},
@@ -47,6 +50,13 @@ pub struct Batcher {
 }
 
 type Answer = Result<Accepted, Rejected>;
+
+/// Where a submission goes, and the version that says so.
+#[derive(Debug, Clone)]
+struct Routed {
+    version: i64,
+    destinations: Vec<Destination>,
+}
 
 /// What storing some events came to.
 enum Outcome {
@@ -102,8 +112,9 @@ impl Batcher {
     async fn accept(&mut self, submissions: &[Submission]) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = vec![None; submissions.len()];
         let (leaders, followers) = split_repeats(submissions);
-        for group in self.groups(submissions, &leaders).await {
-            match self.store(submissions, &group, &mut answers).await {
+        let mut routed = self.route(submissions, &leaders).await;
+        for group in groups(&leaders, &routed) {
+            match self.store(submissions, &group, &mut routed, &mut answers).await {
                 Ok(()) => {}
                 Err(error) if error.is_outage() => {
                     fill(&mut answers, &group, Rejected::Unavailable)
@@ -116,7 +127,9 @@ impl Batcher {
                 Err(error) => {
                     tracing::warn!(%error, events = group.len(), "a batch is tried one by one");
                     for index in group {
-                        if let Err(error) = self.store(submissions, &[index], &mut answers).await {
+                        let stored =
+                            self.store(submissions, &[index], &mut routed, &mut answers).await;
+                        if let Err(error) = stored {
                             tracing::error!(%error, "an event was refused by the database");
                             let is_outage = error.is_outage();
                             let answer =
@@ -135,30 +148,28 @@ impl Batcher {
         answers.into_iter().map(|answer| answer.unwrap_or(Err(Rejected::Unavailable))).collect()
     }
 
-    /// Splits what is to be stored so that no group makes more than [`DELIVERIES_MAX`] deliveries.
-    async fn groups(&mut self, submissions: &[Submission], leaders: &[usize]) -> Vec<Vec<usize>> {
-        let applications = applications_of(submissions, leaders);
+    /// Routes what can be routed from memory. An application that could not be read is tried again
+    /// when its events are stored.
+    async fn route(
+        &mut self,
+        submissions: &[Submission],
+        indexes: &[usize],
+    ) -> Vec<Option<Routed>> {
+        let applications = applications_of(submissions, indexes);
         if let Err(error) = self.routes.learn(&self.store, &applications).await {
             tracing::debug!(%error, "routes could not be read; storing will find out");
         }
-        let mut groups = vec![Vec::new()];
-        let mut deliveries = 0;
-        for &index in leaders {
-            let submission = &submissions[index];
-            let count = self
-                .routes
-                .known(submission.application)
-                .map_or(0, |snapshot| route(snapshot, submission).len());
-            let group = groups.last_mut().expect("there is always a group");
-            if !group.is_empty() && deliveries + count > DELIVERIES_MAX {
-                groups.push(vec![index]);
-                deliveries = count;
-            } else {
-                group.push(index);
-                deliveries += count;
-            }
+        let mut routed: Vec<Option<Routed>> = vec![None; submissions.len()];
+        for &index in indexes {
+            routed[index] = self.route_one(&submissions[index]);
         }
-        groups
+        routed
+    }
+
+    fn route_one(&self, submission: &Submission) -> Option<Routed> {
+        let snapshot = self.routes.known(submission.application)?;
+        let destinations = route(snapshot, submission);
+        Some(Routed { version: snapshot.version, destinations })
     }
 
     /// Stores the submissions at `indexes` in one transaction and fills their answers.
@@ -166,6 +177,7 @@ impl Batcher {
         &mut self,
         submissions: &[Submission],
         indexes: &[usize],
+        routed: &mut [Option<Routed>],
         answers: &mut [Option<Answer>],
     ) -> Result<(), StoreError> {
         let mut pending = indexes.to_vec();
@@ -182,7 +194,7 @@ impl Batcher {
             if pending.is_empty() {
                 return Ok(());
             }
-            let events = self.prepare(submissions, &pending);
+            let events = self.prepare(submissions, &pending, routed);
             match self.store_through_outage(&events).await {
                 Ok(Outcome::Committed(stored)) => {
                     for ((&index, event), stored) in pending.iter().zip(&events).zip(&stored) {
@@ -220,32 +232,33 @@ impl Batcher {
         Err(StoreError::TimedOut)
     }
 
-    /// Routes submissions, gives ids, and asks for room to send at once.
-    fn prepare<'a>(&self, submissions: &'a [Submission], indexes: &[usize]) -> Vec<NewEvent<'a>> {
+    /// Gives ids, and asks for room to send at once. What was routed is used up: a batch that has
+    /// to be stored again is routed anew.
+    fn prepare<'a>(
+        &self,
+        submissions: &'a [Submission],
+        indexes: &[usize],
+        routed: &mut [Option<Routed>],
+    ) -> Vec<NewEvent<'a>> {
         let unix_ms = self.clock.unix_ms();
-        indexes
-            .iter()
-            .map(|&index| {
-                let submission = &submissions[index];
-                let snapshot = self
-                    .routes
-                    .known(submission.application)
-                    .expect("submissions of unknown applications were taken out");
-                let event_id = EventId::new(unix_ms, rand::random());
-                let bytes = submission.payload.bytes().len();
-                let deliveries = route(snapshot, submission)
-                    .into_iter()
-                    .enumerate()
-                    .map(|(ordinal, destination)| {
-                        let delivery_id = DeliveryId::of_event(event_id, ordinal);
-                        let lane = destination.lane;
-                        let owner = self.handover.reserve(delivery_id, lane, bytes);
-                        NewDelivery { delivery_id, lane, target: destination.target, owner }
-                    })
-                    .collect();
-                NewEvent { event_id, submission, routing_version: snapshot.version, deliveries }
-            })
-            .collect()
+        let event = |&index: &usize| {
+            let submission = &submissions[index];
+            let Routed { version, destinations } = routed[index]
+                .take()
+                .or_else(|| self.route_one(submission))
+                .expect("submissions of unknown applications were taken out");
+            let event_id = EventId::new(unix_ms, rand::random());
+            let bytes = submission.payload.bytes().len();
+            let deliveries = destinations.into_iter().enumerate().map(|(ordinal, destination)| {
+                let delivery_id = DeliveryId::of_event(event_id, ordinal);
+                let Destination { lane, target } = destination;
+                let owner = self.handover.reserve(delivery_id, lane, bytes);
+                NewDelivery { delivery_id, lane, target, owner }
+            });
+            let deliveries = deliveries.collect();
+            NewEvent { event_id, submission, routing_version: version, deliveries }
+        };
+        indexes.iter().map(event).collect()
     }
 
     /// Stores events; while Postgres is away it looks whether they were stored, and tries again.
@@ -365,6 +378,25 @@ impl Batcher {
         let lanes = events.iter().flat_map(|event| &event.deliveries).map(|d| d.lane);
         self.handover.leave_in_queue(lanes);
     }
+}
+
+/// Splits what is to be stored so that no group makes more than [`DELIVERIES_MAX`] deliveries, but
+/// for a submission that does so alone.
+fn groups(indexes: &[usize], routed: &[Option<Routed>]) -> Vec<Vec<usize>> {
+    let mut groups = vec![Vec::with_capacity(indexes.len())];
+    let mut deliveries = 0;
+    for &index in indexes {
+        let count = routed[index].as_ref().map_or(0, |routed| routed.destinations.len());
+        let group = groups.last_mut().expect("there is always a group");
+        if !group.is_empty() && deliveries + count > DELIVERIES_MAX {
+            groups.push(vec![index]);
+            deliveries = count;
+        } else {
+            group.push(index);
+            deliveries += count;
+        }
+    }
+    groups
 }
 
 /// The applications of some submissions, each once.

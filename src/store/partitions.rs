@@ -20,6 +20,12 @@ const TABLES: [(&str, bool); 4] =
 pub const DAYS_AHEAD: u64 = 3;
 /// How long DDL waits for a lock; everybody else waits behind it.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '2s'";
+/// How a day is vacuumed and analysed. It is written once and read by key until it is dropped, so
+/// statistics change no plan, and vacuuming for inserts freezes what is dropped long before it must
+/// be frozen. With the defaults, both cost more CPU than the inserts themselves while a day grew:
+/// 55 us a delivery became 100 to 130.
+const STORAGE: &str = "autovacuum_vacuum_insert_threshold = -1,
+    autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 100000";
 /// Serialises the makers of partitions; any number that nothing else in the database uses.
 const ADVISORY_LOCK: i64 = 0x7768_6470_6172_7401;
 
@@ -153,7 +159,8 @@ async fn make_partition(
     // A table of this name that is not attached is what an interrupted drop left: an old day, which
     // is not made again. `create table` then fails, and says so.
     let make = format!(
-        "create table {name} (like {table} including defaults including constraints);
+        "create table {name} (like {table} including defaults including constraints)
+             with ({STORAGE});
          alter table {table} attach partition {name} for values from ('{from}') to ('{to}')"
     );
     sqlx::raw_sql(AssertSqlSafe(make)).execute(connection).await?;
