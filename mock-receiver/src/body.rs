@@ -56,7 +56,7 @@ async fn read_to_end(mut body: Body, bytes_max: usize) -> Result<Bytes, BodyErro
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| BodyError::Broken)?;
         let Some(data) = frame.data_ref() else { continue }; // trailers
-        if bytes_drained == 0 && data.len() <= bytes_max - bytes.len() {
+        if data.len() <= bytes_max - bytes.len() {
             bytes.extend_from_slice(data);
             continue;
         }

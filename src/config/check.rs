@@ -207,8 +207,10 @@ impl Settings {
 
     fn database(&self, url: Option<&str>) -> Result<Database, ConfigError> {
         if let Some(url) = url {
-            // The parser's message may quote the URL, and with it a password.
-            let options = PgConnectOptions::from_str(url).map_err(|_| {
+            // The parser takes any scheme, and its message may quote the URL with a password.
+            let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
+            let options = PgConnectOptions::from_str(url).ok().filter(|_| is_postgres);
+            let options = options.ok_or_else(|| {
                 bad("DATABASE_URL", "must look like postgres://user:password@host:5432/database")
             })?;
             return Ok(Database::External(Box::new(options)));

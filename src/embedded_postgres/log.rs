@@ -59,6 +59,7 @@ pub(super) fn last_lines(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -71,6 +72,7 @@ mod tests {
 
         let (mut file, begin) = open(&path, &account).unwrap();
         assert_eq!(begin, 0);
+        assert_eq!(fs::metadata(&path).unwrap().uid(), account.uid);
         assert_eq!(tail(&path, begin), "(nothing was written)");
         writeln!(file, "of the first start").unwrap();
 

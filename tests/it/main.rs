@@ -2,6 +2,9 @@
 
 mod support;
 
+mod api;
+mod delivery;
+mod process;
 mod queue;
 mod tidy;
 mod worker;

@@ -31,7 +31,12 @@ impl Client {
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).await.unwrap();
+        self.try_send(bytes).await.unwrap();
+    }
+
+    /// Fails if the connection was closed.
+    pub(super) async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        patiently(self.0.write_all(bytes)).await
     }
 
     /// The next response, or `None` if the connection was closed instead.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::client::{Client, deliver, patiently, signed};
 use crate::shared::Limits;
-use crate::{Answer, MockReceiver, Settings, Verdict};
+use crate::{Answer, BODY_BYTES_MAX, MockReceiver, Settings, Verdict};
 
 fn hanging() -> Settings {
     Settings { hang_rate: 1.0, ..Settings::calm() }
@@ -66,6 +66,28 @@ async fn a_body_that_does_not_arrive_is_answered_408() {
     client.send(&request[..request.len() - 1]).await;
     assert_eq!(client.response().await.unwrap().status, 408);
     assert_eq!(receiver.stats().refused, 1);
+}
+
+#[tokio::test]
+async fn an_endless_body_is_not_read_for_ever() {
+    let limits = Limits { body_read: Duration::from_hours(1), ..Limits::default() };
+    let receiver = MockReceiver::bind_with(Settings::calm(), limits).await.unwrap();
+    let mut client = Client::connect(&receiver).await;
+    let endless = u64::MAX / 2;
+    client
+        .send(
+            format!("POST /webhook HTTP/1.1\r\nhost: test\r\ncontent-length: {endless}\r\n\r\n")
+                .as_bytes(),
+        )
+        .await;
+    let some = vec![b'x'; BODY_BYTES_MAX];
+    // Far more than is read, and than the kernel buffers.
+    for _ in 0..100 {
+        if client.try_send(&some).await.is_err() {
+            break; // closed by the receiver
+        }
+    }
+    patiently(receiver.wait_until(|stats| stats.refused == 1)).await;
 }
 
 #[tokio::test]

@@ -164,6 +164,15 @@ async fn bodies_up_to_the_limit_are_taken_and_larger_ones_answered_413() {
     assert_eq!(receiver.record()[1].verdict, Verdict::Unchecked);
 }
 
+/// The client reads nothing until it has sent all, and still gets the answer.
+#[tokio::test]
+async fn a_much_too_large_body_is_read_so_that_its_413_arrives() {
+    let receiver = calm().await;
+    let too_large = vec![b'x'; 7 * BODY_BYTES_MAX];
+    let response = exchange(&receiver, &signed("/webhook", "evt_a", &too_large)).await;
+    assert_eq!(response.status, 413);
+}
+
 #[tokio::test]
 async fn a_body_that_is_cut_off_is_not_processed() {
     let receiver = calm().await;

@@ -3,8 +3,10 @@
 
 mod app;
 mod cluster;
+pub mod process;
+pub mod raw;
 mod receiver;
 
 pub use app::{TestApp, eventually};
 pub use cluster::TestDatabase;
-pub use receiver::{Answer, Received, Receiver};
+pub use receiver::{Answer, Receiver};

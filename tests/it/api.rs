@@ -1,0 +1,393 @@
+//! The HTTP interface: what is taken, what is refused and how, what is shown, and to whom.
+
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{Receiver, TestApp};
+
+/// Sends a raw request; answers status, media type and body.
+async fn send(
+    app: &TestApp,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Vec<u8>>,
+) -> (u16, String, Value) {
+    let url = format!("{}{path}", app.base);
+    let mut request = app.http.request(method.parse().unwrap(), url).body(body.into());
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = request.send().await.unwrap();
+    let status = answer.status().as_u16();
+    let media_type = answer.headers().get("content-type").map_or("", |v| v.to_str().unwrap());
+    let media_type = media_type.to_owned();
+    assert!(answer.headers().contains_key("x-request-id"), "every answer has an id");
+    let text = answer.text().await.unwrap();
+    (status, media_type, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+async fn stored_events(app: &TestApp) -> i64 {
+    sqlx::query_scalar("select count(*) from event").fetch_one(app.store.pool()).await.unwrap()
+}
+
+const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
+
+#[tokio::test]
+async fn bad_input_is_a_problem_and_changes_nothing() {
+    let app = TestApp::with(&["--request-body-max=2048"]).await;
+    let deep = format!("{{\"payload\": {}{}}}", "[".repeat(200), "]".repeat(200));
+    let large = format!("{{\"payload\": \"{}\"}}", "x".repeat(3_000));
+    let cases: &[(&str, &[(&str, &str)], &str, u16, &str)] = &[
+        ("no media type", &[], r#"{"payload": 1}"#, 415, "unsupported-media-type"),
+        ("a form", &[("content-type", "text/plain")], "{}", 415, "unsupported-media-type"),
+        ("no JSON", JSON, "payload=1", 400, "malformed-json"),
+        ("nothing", JSON, "", 400, "malformed-json"),
+        ("cut off", JSON, r#"{"payload": "#, 400, "malformed-json"),
+        ("two values", JSON, r#"{"payload": 1} {}"#, 400, "malformed-json"),
+        ("an array", JSON, "[1]", 422, "invalid-request"),
+        ("no payload", JSON, r#"{"type": "a"}"#, 422, "invalid-request"),
+        ("unknown field", JSON, r#"{"payload": 1, "target": "http://a/"}"#, 422, "invalid-request"),
+        ("field twice", JSON, r#"{"payload": 1, "payload": 2}"#, 422, "invalid-request"),
+        ("wrong type", JSON, r#"{"payload": 1, "target_url": 5}"#, 422, "invalid-request"),
+        ("no URL", JSON, r#"{"payload": 1, "target_url": "x"}"#, 422, "invalid-request"),
+        ("no http", JSON, r#"{"payload": 1, "target_url": "ftp://a/"}"#, 422, "invalid-request"),
+        (
+            "password",
+            JSON,
+            r#"{"payload": 1, "target_url": "http://u:p@a/"}"#,
+            422,
+            "invalid-request",
+        ),
+        (
+            "private",
+            JSON,
+            r#"{"payload": 1, "target_url": "http://10.0.0.1/"}"#,
+            422,
+            "target-refused",
+        ),
+        (
+            "odd",
+            JSON,
+            r#"{"payload": 1, "target_url": "http://0xA9FEA9FE/"}"#,
+            422,
+            "target-refused",
+        ),
+        ("type", JSON, r#"{"payload": 1, "type": "a b"}"#, 422, "invalid-request"),
+        (
+            "header break",
+            JSON,
+            "{\"payload\": 1, \"type\": \"a\\r\\nb: c\"}",
+            422,
+            "invalid-request",
+        ),
+        ("NUL", JSON, "{\"payload\": 1, \"subject\": \"a\\u0000b\"}", 422, "invalid-request"),
+        ("empty key", JSON, r#"{"payload": 1, "type": "a", "idempotency_key": ""}"#, 422, "invalid-request"),
+        (
+            "application",
+            JSON,
+            r#"{"payload": 1, "type": "a", "application": "x"}"#,
+            404,
+            "application-not-found",
+        ),
+        ("no target", JSON, r#"{"payload": 1}"#, 422, "no-target"),
+        ("deep", JSON, &deep, 422, "invalid-request"),
+        ("large", JSON, &large, 413, "body-too-large"),
+    ];
+    for (what, headers, body, status, problem) in cases {
+        let (got, media_type, answer) = send(&app, "POST", "/events", headers, *body).await;
+        assert_eq!(
+            (got, media_type.as_str()),
+            (*status, "application/problem+json"),
+            "{what}: {answer}"
+        );
+        assert_eq!(answer["type"], format!("/problems/{problem}"), "{what}: {answer}");
+        assert_eq!(answer["status"], *status, "{what}");
+        assert!(answer["title"].is_string() && answer["detail"].is_string(), "{what}: {answer}");
+    }
+    let (_, _, unknown) =
+        send(&app, "POST", "/events", JSON, r#"{"payload": 1, "targte_url": "x"}"#).await;
+    assert!(unknown["detail"].as_str().unwrap().contains("targte_url"), "{unknown}");
+    let (status, ..) = send(&app, "POST", "/events", JSON, b"{\"payload\": \"\xff\"}").await;
+    assert_eq!(status, 400, "not UTF-8");
+    assert_eq!(stored_events(&app).await, 0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_paths_methods_ids_and_parameters_are_problems() {
+    let app = TestApp::start().await;
+    let id = "evt_0192d4e012347abc8def0123456789ab";
+    let cases: &[(&str, &str, u16, &str)] = &[
+        ("GET", "/nothing", 404, "no-route"),
+        ("DELETE", "/events", 405, "method-not-allowed"),
+        ("GET", &format!("/events/{id}"), 404, "event-not-found"),
+        ("GET", "/events/dlv_0192d4e012347abc8def0123456789ab", 404, "event-not-found"),
+        ("GET", "/events/%00", 404, "event-not-found"),
+        ("GET", "/events?limit=0", 422, "invalid-request"),
+        ("GET", "/events?limit=251", 422, "invalid-request"),
+        ("GET", "/events?limit=x", 422, "invalid-request"),
+        ("GET", "/events?cursor=made-up", 422, "invalid-request"),
+        ("GET", "/events?status=lost", 422, "invalid-request"),
+        ("GET", "/events?colour=red", 422, "invalid-request"),
+        ("GET", "/events?created_after=yesterday", 422, "invalid-request"),
+        ("GET", "/events?application=x", 404, "application-not-found"),
+    ];
+    for (method, path, status, problem) in cases {
+        let (got, media_type, answer) = send(&app, method, path, &[], "").await;
+        assert_eq!(
+            (got, media_type.as_str()),
+            (*status, "application/problem+json"),
+            "{path}: {answer}"
+        );
+        assert_eq!(answer["type"], format!("/problems/{problem}"), "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_is_shown_as_it_came() {
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::start().await;
+    // Key order, spacing, numbers and escapes must survive: these bytes are signed.
+    let payload = r#"{"z": 1.0,  "a":[1e2, "é\u00e9\/"], "big": 123456789012345678901234567890}"#;
+    let target = receiver.url("/hook?a=b");
+    let body = format!(
+        r#"{{"type": "invoice.paid", "payload": {payload}, "target_url": "{target}",
+             "subject": "user-1", "metadata": {{"k": [1]}}, "application": "default"}}"#
+    );
+    let (status, _, answer) = send(&app, "POST", "/events/", JSON, body).await;
+    assert_eq!((status, &answer["status"]), (202, &json!("accepted")));
+    let id = answer["id"].as_str().unwrap().to_owned();
+    let event = app.wait_for(&id, "delivered").await;
+    assert_eq!(event["type"], "invoice.paid");
+    assert_eq!(event["subject"], "user-1");
+    assert_eq!(event["metadata"], json!({"k": [1]}));
+    let delivery = &event["deliveries"][0];
+    assert_eq!(delivery["target_url"], target);
+    let attempt = &delivery["attempts"][0];
+    assert_eq!(attempt["request"]["headers"]["webhook-id"], id);
+    assert_eq!(attempt["response"]["status"], 200);
+    assert_eq!(attempt["error"], Value::Null);
+    for time in ["scheduled_at", "started_at"] {
+        assert!(attempt[time].as_str().unwrap().ends_with('Z'), "{attempt}");
+    }
+    let received = &receiver.received()[0];
+    assert_eq!(received.body, payload.as_bytes());
+    assert_eq!(received.header("x-webhook-event"), "invoice.paid");
+    assert_eq!((received.method.as_str(), received.path.as_str()), ("POST", "/hook?a=b"));
+    let text = app.http.get(format!("{}/events/{id}", app.base)).send().await.unwrap();
+    assert!(text.text().await.unwrap().contains(payload), "the payload is shown byte for byte");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_without_target_goes_to_the_default_and_one_with_a_type_to_subscriptions() {
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::with(&[&format!("--target-url={}", receiver.url("/default"))]).await;
+    let (status, answer) = app.post("/events", &json!({"payload": null})).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    app.wait_for(answer["id"].as_str().unwrap(), "delivered").await;
+    assert_eq!(receiver.received()[0].path, "/default");
+    assert_eq!(receiver.received()[0].body, b"null");
+
+    let (_, answer) = app.post("/events", &json!({"payload": 1, "type": "a.b"})).await;
+    let event = app.event(answer["id"].as_str().unwrap()).await;
+    assert_eq!((&event["status"], &event["delivery_count"]), (&json!("unrouted"), &json!(0)));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_idempotency_key_stands_for_one_event() {
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::start().await;
+    let body = json!({"payload": 1, "target_url": receiver.url("/"), "idempotency_key": "k"});
+    let (status, first) = app.post("/events", &body).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    assert_eq!(app.post("/events", &body).await, (StatusCode::ACCEPTED, first.clone()));
+    let mut other = body.clone();
+    other["payload"] = json!(2);
+    let (status, problem) = app.post("/events", &other).await;
+    assert_eq!(
+        (status.as_u16(), &problem["type"]),
+        (409, &json!("/problems/idempotency-key-reused"))
+    );
+
+    // The header is the same key.
+    let headers = [JSON[0], ("idempotency-key", "k")];
+    let same = send(&app, "POST", "/events", &headers, body.to_string()).await;
+    assert_eq!((same.0, &same.2), (202, &first));
+    let headers = [JSON[0], ("idempotency-key", "another")];
+    let differs = send(&app, "POST", "/events", &headers, body.to_string()).await;
+    assert_eq!(differs.0, 422, "header and body must agree");
+    assert_eq!(stored_events(&app).await, 1);
+    app.wait_for(first["id"].as_str().unwrap(), "delivered").await;
+    assert_eq!(receiver.count(), 1);
+    app.stop().await;
+}
+
+/// All at once, so that they meet in one batch as well as in several.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_key_used_at_once_makes_one_event() {
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::start().await;
+    for round in 0..5 {
+        let key = format!("key-{round}");
+        let bodies = (0..40).map(|n| {
+            let payload = if n % 4 == 3 { 1 } else { 0 };
+            json!({"payload": payload, "target_url": receiver.url("/"), "idempotency_key": key})
+        });
+        let bodies: Vec<_> = bodies.collect();
+        let posts = bodies.iter().map(|body| app.post("/events", body));
+        let answers = futures_util::future::join_all(posts).await;
+        let accepted: Vec<_> =
+            answers.iter().filter(|(status, _)| *status == StatusCode::ACCEPTED).collect();
+        assert!(accepted.len() == 30 || accepted.len() == 10, "{}", accepted.len());
+        assert!(accepted.iter().all(|(_, body)| body == &accepted[0].1), "one id for all");
+        assert!(answers.iter().all(|(status, _)| matches!(status.as_u16(), 202 | 409)));
+    }
+    assert_eq!(stored_events(&app).await, 5);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn lists_are_paged_and_filtered() {
+    let receiver = Receiver::always(410).await;
+    let app = TestApp::start().await;
+    let mut ids = Vec::new();
+    for n in 0..7 {
+        let mut body = json!({"payload": n, "subject": format!("s{}", n % 2)});
+        if n < 4 {
+            body["target_url"] = json!(receiver.url("/"));
+        }
+        if n != 0 {
+            body["type"] = json!(format!("type.{}", n % 3));
+        }
+        let (status, answer) = app.post("/events", &body).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+        ids.push(answer["id"].as_str().unwrap().to_owned());
+    }
+    for id in &ids[..4] {
+        app.wait_for(id, "dead").await;
+    }
+    let list = async |query: &str| {
+        let (status, page) = app.get(&format!("/events?{query}")).await;
+        assert_eq!(status, StatusCode::OK, "{page}");
+        let ids: Vec<String> = page["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| event["id"].as_str().unwrap().to_owned())
+            .collect();
+        (ids, page["next_cursor"].as_str().map(str::to_owned))
+    };
+    let newest_first: Vec<_> = ids.iter().rev().cloned().collect();
+    assert_eq!(list("").await, (newest_first.clone(), None));
+
+    let (mut paged, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let (page, next) = list(&format!("limit=3{cursor}")).await;
+        assert!(page.len() <= 3);
+        paged.extend(page);
+        let Some(next) = next else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(paged, newest_first);
+
+    let pick = |wanted: &[usize]| wanted.iter().map(|&n| ids[n].clone()).collect::<Vec<_>>();
+    assert_eq!(list("status=dead").await.0, pick(&[3, 2, 1, 0]));
+    assert_eq!(list("status=unrouted").await.0, pick(&[6, 5, 4]));
+    assert_eq!(list("status=unrouted&limit=2").await.0, pick(&[6, 5]));
+    assert_eq!(list("status=delivered").await.0, pick(&[]));
+    assert_eq!(list("type=type.1").await.0, pick(&[4, 1]));
+    assert_eq!(list("subject=s0&status=dead").await.0, pick(&[2, 0]));
+    assert_eq!(list("created_after=2020-01-01T00:00:00Z").await.0, newest_first);
+    assert_eq!(list("created_before=2020-01-01T00:00:00Z").await.0, pick(&[]));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn with_a_key_only_its_bearers_are_answered() {
+    let app = TestApp::with(&["--admin-api-key=correct-horse", "--webhook-secret=staple"]).await;
+    let accepted: &[&[(&str, &str)]] = &[
+        &[("authorization", "Bearer correct-horse")],
+        &[("authorization", "bearer correct-horse")],
+        &[("x-api-key", "correct-horse")],
+    ];
+    for headers in accepted {
+        assert_eq!(send(&app, "GET", "/events", headers, "").await.0, 200, "{headers:?}");
+    }
+    let refused: &[&[(&str, &str)]] = &[
+        &[],
+        &[("authorization", "Bearer wrong")],
+        &[("authorization", "Bearer correct-horse-battery")],
+        &[("authorization", "Basic correct-horse")],
+        &[("x-api-key", "")],
+    ];
+    for headers in refused {
+        for path in ["/events", "/events/x", "/metrics", "/nothing"] {
+            let (status, _, problem) = send(&app, "GET", path, headers, "").await;
+            assert_eq!(
+                (status, &problem["type"]),
+                (401, &json!("/problems/unauthorized")),
+                "{path}"
+            );
+        }
+    }
+    for path in ["/health", "/livez", "/readyz"] {
+        assert_eq!(send(&app, "GET", path, &[], "").await.2, json!({"ok": true}), "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_key_only_this_machine_is_answered_and_no_web_page() {
+    let app = TestApp::start().await;
+    let port = app.base.rsplit(':').next().unwrap().to_owned();
+    for host in ["localhost", "127.0.0.1", "[::1]"] {
+        let host = format!("{host}:{port}");
+        assert_eq!(send(&app, "GET", "/events", &[("host", &host)], "").await.0, 200, "{host}");
+    }
+    // A page under a name that its owner points to 127.0.0.1.
+    let (status, _, problem) = send(&app, "GET", "/events", &[("host", "evil.example")], "").await;
+    assert_eq!((status, &problem["type"]), (403, &json!("/problems/forbidden")));
+    // A page that posts across origins, with a media type that needs no permission.
+    let headers = [("content-type", "text/plain"), ("origin", "https://evil.example")];
+    assert_eq!(send(&app, "POST", "/events", &headers, "{}").await.0, 403);
+    let headers = [JSON[0], ("origin", "http://localhost:3000")];
+    assert_eq!(send(&app, "POST", "/events", &headers, "{}").await.0, 422);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn request_ids_are_taken_over_or_made() {
+    let app = TestApp::start().await;
+    let given = app.http.get(format!("{}/health", app.base)).header("x-request-id", "abc");
+    assert_eq!(given.send().await.unwrap().headers()["x-request-id"], "abc");
+    let long = "x".repeat(500);
+    let made = app.http.get(format!("{}/health", app.base)).header("x-request-id", long);
+    let made = made.send().await.unwrap();
+    assert!(made.headers()["x-request-id"].to_str().unwrap().starts_with("req_"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_told() {
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::start().await;
+    let id = app.accept(&receiver.url("/")).await;
+    app.wait_for(&id, "delivered").await;
+    let (status, media_type, text) = send(&app, "GET", "/metrics", &[], "").await;
+    assert_eq!(status, 200);
+    assert!(media_type.starts_with("text/plain"));
+    let text = text.as_str().unwrap();
+    for line in [
+        "dispatcher_events_total{result=\"accepted\"}",
+        "dispatcher_attempts_total{outcome=\"delivered\"}",
+        "dispatcher_attempt_seconds_bucket",
+        "dispatcher_requests_in_flight",
+    ] {
+        assert!(text.contains(line), "{line}");
+    }
+    app.stop().await;
+}

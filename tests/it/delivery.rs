@@ -1,0 +1,322 @@
+//! One exchange with real sockets: what is sent, what is believed, and where it may go.
+
+use std::{process::Command, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use webhook_dispatcher::{
+    delivery::{
+        Client, Exchange, Outgoing, client::ClientSettings, request::Attempt,
+        resolver::system_resolver,
+    },
+    domain::{
+        DeliveryId, ErrorClass, EventId, Outcome, SigningKey, TargetUrl, address::AddressPolicy,
+        signature::SigningKeys,
+    },
+};
+
+use crate::support::{
+    Answer, Receiver, TestApp,
+    raw::{Misdeed, RawReceiver},
+};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+fn client(allowed: &[&str], requires_https: bool) -> Client {
+    let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
+    let settings = ClientSettings {
+        addresses: AddressPolicy::new(allowed, requires_https),
+        response_body_max: 1_000,
+        retry_after_max: Duration::from_secs(60),
+        idle_per_host_max: 4,
+    };
+    Client::new(settings, &system_resolver()).unwrap()
+}
+
+fn local() -> Client {
+    client(&["127.0.0.0/8"], false)
+}
+
+fn outgoing(url: &str) -> Outgoing {
+    let event_id = EventId::new(1_795_219_200_000, [7; 10]);
+    let attempt = Attempt {
+        event_id,
+        event_type: Some("invoice.paid"),
+        delivery_id: DeliveryId::of_event(event_id, 0),
+        number: 1,
+        at: chrono::Utc::now(),
+        span_id: 1,
+        target: &TargetUrl::parse(url).unwrap(),
+        body: &Bytes::from_static(b"{\"a\": 1}"),
+    };
+    let keys = SigningKeys::single(SigningKey::from_secret(SECRET).unwrap());
+    Outgoing::signed(&attempt, &keys).unwrap()
+}
+
+#[track_caller]
+fn class(exchange: &Exchange) -> ErrorClass {
+    exchange.outcome.failure().unwrap_or_else(|| panic!("{exchange:?}")).class
+}
+
+async fn misdeed(misdeed: Misdeed, deadline: Duration) -> (Exchange, RawReceiver) {
+    let receiver = RawReceiver::start(misdeed).await;
+    (local().exchange(outgoing(&receiver.url()), deadline).await, receiver)
+}
+
+const SHORT: Duration = Duration::from_millis(400);
+
+#[tokio::test]
+async fn connections_are_kept_and_used_again() {
+    let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let receiver = Receiver::start(|_, _| Answer::status(200).body("ok")).await;
+    let client = local();
+    for _ in 0..3 {
+        let exchange = client.exchange(outgoing(&receiver.url("/")), DEADLINE).await;
+        assert_eq!(exchange.outcome, Outcome::Delivered);
+        assert_eq!(&*exchange.response.unwrap().body, b"ok");
+    }
+    let closing = RawReceiver::start(Misdeed::Write(ok.to_vec())).await;
+    for _ in 0..3 {
+        let exchange = client.exchange(outgoing(&closing.url()), DEADLINE).await;
+        assert_eq!(exchange.outcome, Outcome::Delivered, "{exchange:?}");
+    }
+    assert_eq!(closing.connections(), 3, "what the receiver closes is opened anew");
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = Receiver::always(200).await;
+    let location = elsewhere.url("/");
+    for status in [301, 302, 303, 307, 308] {
+        let location = location.clone();
+        let receiver = Receiver::start(move |_, _| {
+            Answer::status(status).header("location", location.clone())
+        })
+        .await;
+        let exchange = local().exchange(outgoing(&receiver.url("/")), DEADLINE).await;
+        assert_eq!(class(&exchange), ErrorClass::Redirect, "{status}");
+    }
+    assert_eq!(elsewhere.count(), 0);
+}
+
+#[tokio::test]
+async fn a_long_body_is_cut_and_the_status_decides() {
+    let receiver = Receiver::start(|_, _| Answer::status(200).body(vec![b'x'; 100_000])).await;
+    let exchange = local().exchange(outgoing(&receiver.url("/")), DEADLINE).await;
+    assert_eq!(exchange.outcome, Outcome::Delivered);
+    let response = exchange.response.unwrap();
+    assert_eq!((response.body.len(), response.is_truncated), (1_000, true));
+
+    let exact = Receiver::start(|_, _| Answer::status(200).body(vec![b'x'; 1_000])).await;
+    let exchange = local().exchange(outgoing(&exact.url("/")), DEADLINE).await;
+    let response = exchange.response.unwrap();
+    assert_eq!((response.body.len(), response.is_truncated), (1_000, false));
+}
+
+#[tokio::test]
+async fn an_endless_body_is_cut_at_once() {
+    let head = b"HTTP/1.1 500 No\r\ncontent-type: text/plain\r\n\r\n".to_vec();
+    let (exchange, _) = misdeed(Misdeed::Flood(head), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::HttpStatus);
+    assert!(exchange.response.unwrap().is_truncated);
+}
+
+#[tokio::test]
+async fn one_deadline_is_over_head_and_body() {
+    let drip_body = b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n".to_vec();
+    let (exchange, _) = misdeed(Misdeed::Drip(drip_body), SHORT).await;
+    assert_eq!(class(&exchange), ErrorClass::Timeout, "a 200 that does not end is none");
+    assert_eq!(exchange.response.unwrap().status, 200, "what came is kept");
+    let (exchange, _) = misdeed(Misdeed::Drip(b"HTTP/1.1 200 OK\r\nx-a: ".to_vec()), SHORT).await;
+    assert_eq!(class(&exchange), ErrorClass::Timeout);
+    assert!(exchange.response.is_none());
+    let (exchange, _) = misdeed(Misdeed::Hang, SHORT).await;
+    assert_eq!(class(&exchange), ErrorClass::Timeout);
+}
+
+#[tokio::test]
+async fn broken_answers_are_told_apart() {
+    let (exchange, _) = misdeed(Misdeed::Reset, DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::Protocol);
+    let (exchange, _) = misdeed(Misdeed::Write(Vec::new()), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::Protocol, "closed without an answer");
+    let (exchange, _) = misdeed(Misdeed::Write(b"SSH-2.0-x\r\n\r\n".to_vec()), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::Protocol);
+    let short = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx".to_vec();
+    let (exchange, _) = misdeed(Misdeed::Write(short), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::Protocol, "a body that is cut is no answer");
+    let (exchange, _) =
+        misdeed(Misdeed::Flood(b"HTTP/1.1 200 OK\r\nx-a: ".to_vec()), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::ResponseTooLarge);
+    let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
+    let many = format!("HTTP/1.1 200 OK\r\n{many}\r\n").into_bytes();
+    let (exchange, _) = misdeed(Misdeed::Write(many), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::ResponseTooLarge);
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_told_apart() {
+    let refused = local().exchange(outgoing("http://127.0.0.1:9/"), DEADLINE).await;
+    assert_eq!(class(&refused), ErrorClass::Connect);
+    let plain = Receiver::always(200).await;
+    let tls = format!("https://127.0.0.1:{}/", plain.port());
+    assert_eq!(class(&local().exchange(outgoing(&tls), DEADLINE).await), ErrorClass::Tls);
+    let unknown = local().exchange(outgoing("http://does-not-exist.invalid/"), DEADLINE).await;
+    assert_eq!(class(&unknown), ErrorClass::Dns);
+}
+
+/// Nothing may even connect: the listener would see it.
+#[tokio::test]
+async fn refused_addresses_are_not_connected_to() {
+    let listener = RawReceiver::start(Misdeed::Hang).await;
+    let port = listener.url().rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+    let strict = client(&[], false);
+    for host in ["127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "localhost", "[::1]"] {
+        let url = format!("http://{host}:{port}/");
+        let exchange = strict.exchange(outgoing(&url), DEADLINE).await;
+        assert_eq!(class(&exchange), ErrorClass::BlockedAddress, "{host}: {exchange:?}");
+        let message = &exchange.outcome.failure().unwrap().message;
+        assert!(message.contains("ALLOWED_TARGET_CIDRS"), "{message}");
+    }
+    assert_eq!(listener.connections(), 0);
+}
+
+#[tokio::test]
+async fn names_are_resolved_and_vetted() {
+    let receiver = Receiver::always(200).await;
+    let url = format!("http://localhost:{}/", receiver.port());
+    let allowed = client(&["127.0.0.0/8", "::1/128"], true);
+    let exchange = allowed.exchange(outgoing(&url), DEADLINE).await;
+    assert_eq!(exchange.outcome, Outcome::Delivered, "an allowed block may be called over http");
+    assert_eq!(receiver.count(), 1);
+}
+
+#[tokio::test]
+async fn no_proxy_is_taken_from_the_environment() {
+    let proxy = Receiver::always(200).await;
+    let target = Receiver::always(200).await;
+    // The variable is the process's, so a process of its own has it.
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "delivery::deliver_to_the_url_of_the_environment", "--ignored"])
+        .env("DELIVER_TO", target.url("/"))
+        .env("http_proxy", proxy.url("/"))
+        .env("HTTP_PROXY", proxy.url("/"))
+        .env("ALL_PROXY", proxy.url("/"))
+        .spawn()
+        .unwrap();
+    let output = tokio::task::spawn_blocking(move || status.wait_with_output().unwrap());
+    assert!(output.await.unwrap().status.success());
+    assert_eq!((target.count(), proxy.count()), (1, 0));
+}
+
+/// Not a test by itself: the other half of the one above.
+#[tokio::test]
+#[ignore = "run by no_proxy_is_taken_from_the_environment"]
+async fn deliver_to_the_url_of_the_environment() {
+    let url = std::env::vars().find(|(name, _)| name == "DELIVER_TO").unwrap().1;
+    let exchange = local().exchange(outgoing(&url), DEADLINE).await;
+    assert_eq!(exchange.outcome, Outcome::Delivered);
+}
+
+/// The official Python library verifies what the running service sends.
+#[tokio::test]
+async fn the_official_library_verifies_our_requests() {
+    let Some(python) = tokio::task::spawn_blocking(python_with_standardwebhooks).await.unwrap()
+    else {
+        return;
+    };
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::with(&[&format!("--webhook-secret={SECRET}")]).await;
+    let mut bodies = Vec::new();
+    for payload in ["{}", r#"{"z":1,  "a":"é\u00e9"}"#, "null", "[1.0]"] {
+        let body = format!(r#"{{"payload": {payload}, "target_url": "{}"}}"#, receiver.url("/"));
+        let answer = app
+            .http
+            .post(format!("{}/events", app.base))
+            .header("content-type", "application/json")
+            .body(body);
+        assert_eq!(answer.send().await.unwrap().status(), 202);
+        bodies.push(payload.as_bytes().to_vec());
+    }
+    crate::support::eventually("all deliveries", async || (receiver.count() == 4).then_some(()))
+        .await;
+    let verify = r"
+import json, sys
+from standardwebhooks import Webhook, WebhookVerificationError
+webhook = Webhook(sys.argv[1])
+for request in json.load(sys.stdin):
+    headers, body = request['headers'], bytes(request['body'])
+    webhook.verify(body, headers)
+    try:
+        webhook.verify(body + b' ', headers)
+    except WebhookVerificationError:
+        continue
+    sys.exit('a changed body was verified')
+";
+    let requests: Vec<_> = receiver
+        .received()
+        .iter()
+        .map(|r| {
+            let headers: std::collections::BTreeMap<_, _> = r
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+                .collect();
+            serde_json::json!({"headers": headers, "body": r.body})
+        })
+        .collect();
+    let input = Arc::new(serde_json::to_vec(&requests).unwrap());
+    let verified = tokio::task::spawn_blocking(move || run(&python, verify, SECRET, &input));
+    let (is_ok, output) = verified.await.unwrap();
+    assert!(is_ok, "{output}");
+    app.stop().await;
+}
+
+fn run(python: &std::path::Path, script: &str, argument: &str, input: &[u8]) -> (bool, String) {
+    use std::{io::Write, process::Stdio};
+    let mut child = Command::new(python)
+        .args(["-c", script, argument])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A Python with the library, in an environment of its own beside the build. Without Python, or
+/// without a way to get the library, the test says so and is skipped; with `CI` set it fails.
+fn python_with_standardwebhooks() -> Option<std::path::PathBuf> {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("standardwebhooks");
+    let python = folder.join("bin/python");
+    let has_library = || {
+        let import = Command::new(&python).args(["-c", "import standardwebhooks"]).output();
+        import.is_ok_and(|output| output.status.success())
+    };
+    if has_library() {
+        return Some(python);
+    }
+    let succeeds = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
+    let is_made = succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))
+        && succeeds(Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "standardwebhooks==1.1.0",
+        ]));
+    if is_made && has_library() {
+        return Some(python);
+    }
+    assert!(
+        !std::env::vars().any(|(name, _)| name == "CI"),
+        "python3 with venv, and the package standardwebhooks, are needed"
+    );
+    #[expect(clippy::print_stderr, reason = "says why a test did nothing")]
+    {
+        eprintln!("skipped: python3 with venv, and the package standardwebhooks, are needed");
+    }
+    None
+}
