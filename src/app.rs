@@ -21,12 +21,14 @@ use crate::{
     ingest::{Batcher, Handover},
     store::Store,
     telemetry,
-    worker::{Worker, WorkerSettings},
+    worker::{Stores, Worker, WorkerSettings},
 };
 
-/// Connections for accepting and reading, and for sending.
+/// Connections for reading, and for claiming and keeping house. The batcher and the recorder have
+/// one each: a pool hands its connections out in turn, and ten backends that take turns keep none
+/// of their caches warm.
 const API_CONNECTIONS_MAX: u32 = 8;
-const WORKER_CONNECTIONS_MAX: u32 = 8;
+const WORKER_CONNECTIONS_MAX: u32 = 6;
 /// How long the start waits for a database that is starting itself.
 const DATABASE_WAIT: Duration = Duration::from_secs(30);
 /// Deliveries of one lane, deliveries in all, and payload bytes that one process holds in memory.
@@ -43,6 +45,8 @@ pub struct App {
     config: Config,
     listener: TcpListener,
     store: Store,
+    /// The batcher's own.
+    ingest_store: Store,
     clock: Clock,
     handover: Arc<Handover>,
     worker: Option<(Worker, Runtime)>,
@@ -76,6 +80,7 @@ impl App {
         is_alone: bool,
     ) -> anyhow::Result<Self> {
         let store = Store::connect_lazy(options.clone(), API_CONNECTIONS_MAX);
+        let ingest_store = Store::connect_lazy(options.clone(), 1);
         let clock = Clock::default();
         wait_for_database(&store, &clock).await?;
         store.migrate().await?;
@@ -99,7 +104,7 @@ impl App {
                 Some(start_worker(&config, options, &clock, &handover).await?)
             }
         };
-        Ok(Self { config, listener, store, clock, handover, worker, embedded: None })
+        Ok(Self { config, listener, store, ingest_store, clock, handover, worker, embedded: None })
     }
 
     /// The address that it listens on.
@@ -115,9 +120,10 @@ impl App {
     /// Serves until `stop`, and then ends in order: no new requests, batches commit, requests to
     /// receivers finish, results are written, claims are given back, the private Postgres stops.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, listener, store, clock, handover, worker, embedded } = self;
+        let Self { config, listener, store, ingest_store, clock, handover, worker, embedded } =
+            self;
         let tasks = TaskTracker::new();
-        let (ingest, batcher) = Batcher::new(store.clone(), clock.clone(), handover.clone());
+        let (ingest, batcher) = Batcher::new(ingest_store.clone(), clock.clone(), handover.clone());
         let batching = tasks.spawn(batcher.run());
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
@@ -154,6 +160,7 @@ impl App {
             runtime.spawn(worker.drain(grace)).await?;
             runtime.shutdown_background();
         }
+        ingest_store.close().await;
         store.close().await;
         if let Some(embedded) = embedded {
             embedded.stop().await.context("the private Postgres did not stop")?;
@@ -213,8 +220,11 @@ async fn start_worker(
     let started = runtime
         .spawn(async move {
             let client = Client::new(client, &system_resolver())?;
-            let store = Store::connect_lazy(options, WORKER_CONNECTIONS_MAX);
-            anyhow::Ok(Worker::start(store, clock, handover, client, keys, settings).await?)
+            let stores = Stores {
+                recorder: Store::connect_lazy(options.clone(), 1),
+                others: Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
+            };
+            anyhow::Ok(Worker::start(stores, clock, handover, client, keys, settings).await?)
         })
         .await?;
     match started {

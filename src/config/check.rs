@@ -14,10 +14,8 @@ use sqlx::postgres::PgConnectOptions;
 use super::settings::{DEFAULT_SECRET, Days, Role, Settings};
 use crate::{
     domain::{
-        RetryPolicy, SigningKey, TargetUrl,
-        address::AddressPolicy,
-        retry::RetryPolicyError,
-        signature::{SigningKeyError, SigningKeys},
+        RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, retry::RetryPolicyError,
+        signature::SigningKeys,
     },
     http::{Access, AdminKey},
     store::partitions::Retention,
@@ -242,7 +240,7 @@ impl Settings {
 
     fn signing_keys(&self) -> Result<SigningKeys, ConfigError> {
         let key = SigningKey::from_secret(&self.webhook_secret.0)
-            .map_err(|error: SigningKeyError| bad("WEBHOOK_SECRET", error))?;
+            .map_err(|error| bad("WEBHOOK_SECRET", error))?;
         Ok(SigningKeys::single(key))
     }
 

@@ -61,6 +61,15 @@ pub struct WorkerSettings {
     pub retention: Retention,
 }
 
+/// The worker's connections.
+#[derive(Debug)]
+pub struct Stores {
+    /// The recorder's own: its one statement runs on one warm backend.
+    pub recorder: Store,
+    /// Everybody else's.
+    pub others: Store,
+}
+
 /// What all parts of the worker use.
 struct Shared {
     store: Store,
@@ -99,13 +108,14 @@ pub struct Worker {
 impl Worker {
     /// Registers this process and starts everything.
     pub async fn start(
-        store: Store,
+        stores: Stores,
         clock: Clock,
         handover: Arc<Handover>,
         client: Client,
         keys: SigningKeys,
         settings: WorkerSettings,
     ) -> Result<Self, StoreError> {
+        let Stores { recorder: recorder_store, others: store } = stores;
         let owner = store.register_dispatcher().await?;
         tracing::info!(dispatcher = owner.get(), "registered");
         handover.set_owner(Some(owner));
@@ -142,7 +152,7 @@ impl Worker {
             keepers.spawn(heartbeat::run(shared.clone(), owner, heartbeat_stop.clone()));
         let recorder_give_up = CancellationToken::new();
         let recorder = keepers.spawn(recorder::run(
-            shared.store.clone(),
+            recorder_store,
             shared.handover.clone(),
             finished,
             recorder_give_up.clone(),

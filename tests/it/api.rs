@@ -82,7 +82,13 @@ async fn bad_input_is_a_problem_and_changes_nothing() {
             "invalid-request",
         ),
         ("NUL", JSON, "{\"payload\": 1, \"subject\": \"a\\u0000b\"}", 422, "invalid-request"),
-        ("empty key", JSON, r#"{"payload": 1, "type": "a", "idempotency_key": ""}"#, 422, "invalid-request"),
+        (
+            "empty key",
+            JSON,
+            r#"{"payload": 1, "type": "a", "idempotency_key": ""}"#,
+            422,
+            "invalid-request",
+        ),
         (
             "application",
             JSON,

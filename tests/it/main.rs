@@ -4,6 +4,7 @@ mod support;
 
 mod api;
 mod delivery;
+mod embedded_postgres;
 mod process;
 mod queue;
 mod tidy;
