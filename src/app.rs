@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::Context;
 use sqlx::postgres::PgConnectOptions;
-use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    runtime::{Handle, Runtime},
+    task::JoinHandle,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -21,7 +25,7 @@ use crate::{
     ingest::{Batcher, Handover},
     store::Store,
     telemetry,
-    worker::{Stores, Worker, WorkerSettings},
+    worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
 
 /// Connections for reading, and for claiming and keeping house. The batcher and the recorder have
@@ -38,7 +42,7 @@ const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// How often the database's clock is sampled by a process that sends no heartbeat.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long batches under way may still commit at the end.
-const INGEST_END_TIMEOUT: Duration = Duration::from_secs(10);
+const INGEST_END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The service, bound to its address and ready to run.
 pub struct App {
@@ -49,7 +53,9 @@ pub struct App {
     ingest_store: Store,
     clock: Clock,
     handover: Arc<Handover>,
-    worker: Option<(Worker, Runtime)>,
+    /// Cancelled when a part has ended that must not.
+    failed: CancellationToken,
+    worker: Option<(Worker, SendingRuntime)>,
     embedded: Option<EmbeddedPostgres>,
 }
 
@@ -57,12 +63,10 @@ impl App {
     /// Starts or finds the database, brings the schema up to date, takes the address, and starts
     /// sending. Requests are answered from [`Self::run`] on.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
-        // First of all: the address may be taken, and then nothing else should have happened.
-        let listener = TcpListener::bind(config.bind)
-            .await
-            .with_context(|| format!("BIND: {} cannot be listened on", config.bind))?;
+        // The data folder first: a second service on it has the same address by default, and the
+        // folder is what it must be told about.
         let (options, embedded) = database(&config.database).await?;
-        match Self::start(config, listener, options, embedded.is_some()).await {
+        match Self::start(config, options, embedded.is_some()).await {
             Ok(app) => Ok(Self { embedded, ..app }),
             Err(error) => {
                 if let Some(embedded) = embedded {
@@ -75,10 +79,12 @@ impl App {
 
     async fn start(
         config: Config,
-        listener: TcpListener,
         options: PgConnectOptions,
         is_alone: bool,
     ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(config.bind)
+            .await
+            .with_context(|| format!("BIND: {} cannot be listened on", config.bind))?;
         let store = Store::connect_lazy(options.clone(), API_CONNECTIONS_MAX);
         let ingest_store = Store::connect_lazy(options.clone(), 1);
         let clock = Clock::default();
@@ -98,13 +104,24 @@ impl App {
             held_max: HELD_MAX.max(config.in_flight_max),
             held_bytes_max: HELD_BYTES_MAX,
         }));
+        let failed = CancellationToken::new();
         let worker = match config.role {
             Role::Api => None,
             Role::All | Role::Worker => {
-                Some(start_worker(&config, options, &clock, &handover).await?)
+                Some(start_worker(&config, options, &clock, &handover, &failed).await?)
             }
         };
-        Ok(Self { config, listener, store, ingest_store, clock, handover, worker, embedded: None })
+        Ok(Self {
+            config,
+            listener,
+            store,
+            ingest_store,
+            clock,
+            handover,
+            failed,
+            worker,
+            embedded: None,
+        })
     }
 
     /// The address that it listens on.
@@ -117,19 +134,41 @@ impl App {
         &self.config
     }
 
-    /// Serves until `stop`, and then ends in order: no new requests, batches commit, requests to
-    /// receivers finish, results are written, claims are given back, the private Postgres stops.
+    /// Serves until `stop`, and then ends in order: nothing new is claimed or started, requests to
+    /// us and to receivers finish within one grace, batches commit, results are written, claims are
+    /// given back, the private Postgres stops. An error if a part of it failed.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { config, listener, store, ingest_store, clock, handover, worker, embedded } =
-            self;
+        let Self {
+            config,
+            listener,
+            store,
+            ingest_store,
+            clock,
+            handover,
+            failed,
+            worker,
+            embedded,
+        } = self;
         let tasks = TaskTracker::new();
         let (ingest, batcher) = Batcher::new(ingest_store.clone(), clock.clone(), handover.clone());
-        let batching = tasks.spawn(batcher.run());
+        let batching = tasks.spawn(watched("batcher", batcher.run(), &stop, &failed));
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
             tasks.spawn(sample_clock(store.clone(), clock, stop.clone()));
-            tasks.spawn(tell_workers(store.clone(), handover.clone(), stop.clone()));
+            tasks.spawn({
+                let (store, handover, stop) = (store.clone(), handover.clone(), stop.clone());
+                async move { tell_others(&store, &handover, &stop, || false).await }
+            });
         }
+        tasks.spawn({
+            let (stop, failed) = (stop.clone(), failed.clone());
+            async move {
+                tokio::select! {
+                    () = failed.cancelled() => stop.cancel(),
+                    () = stop.cancelled() => {}
+                }
+            }
+        });
         let state = ApiState::new(http::Api {
             store: store.clone(),
             ingest,
@@ -140,31 +179,33 @@ impl App {
             body_bytes_max: config.request_body_max,
             accepts_events: config.role != Role::Worker,
         });
-        // One grace for both halves: Docker kills ten seconds after it has asked.
-        let began_to_stop = {
-            let router = http::router(state);
-            let grace = config.shutdown_grace;
-            let stopped_at = tasks.spawn({
-                let stop = stop.clone();
-                async move {
-                    stop.cancelled().await;
-                    Instant::now()
-                }
-            });
-            http::server::serve(listener, router, stop, grace).await;
-            stopped_at.await?
+        // One grace for both halves, from the same moment.
+        let grace = config.shutdown_grace;
+        let accepting = async {
+            http::server::serve(listener, http::router(state), stop.clone(), grace).await;
+            finish_batches(batching).await;
         };
-        finish_batches(batching).await;
-        if let Some((worker, runtime)) = worker {
-            let grace = config.shutdown_grace.saturating_sub(began_to_stop.elapsed());
-            runtime.spawn(worker.drain(grace)).await?;
-            runtime.shutdown_background();
+        match worker {
+            None => accepting.await,
+            Some((worker, runtime)) => {
+                let quiescing = runtime.handle().spawn({
+                    let stop = stop.clone();
+                    async move {
+                        stop.cancelled().await;
+                        worker.quiesce(Instant::now() + grace).await;
+                        worker
+                    }
+                });
+                let ((), worker) = tokio::join!(accepting, quiescing);
+                runtime.handle().spawn(worker?.finish()).await?;
+            }
         }
         ingest_store.close().await;
         store.close().await;
         if let Some(embedded) = embedded {
             embedded.stop().await.context("the private Postgres did not stop")?;
         }
+        anyhow::ensure!(!failed.is_cancelled(), "a part of the service failed; see the log");
         tracing::info!("stopped");
         Ok(())
     }
@@ -195,13 +236,15 @@ async fn start_worker(
     options: PgConnectOptions,
     clock: &Clock,
     handover: &Arc<Handover>,
-) -> anyhow::Result<(Worker, Runtime)> {
+    failed: &CancellationToken,
+) -> anyhow::Result<(Worker, SendingRuntime)> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads_per_half())
         .thread_name("send")
         .enable_all()
         .build()
         .context("the sending threads could not be started")?;
+    let runtime = SendingRuntime(Some(runtime));
     let settings = WorkerSettings {
         poll_interval: config.poll_interval,
         http_timeout: config.http_timeout,
@@ -216,22 +259,37 @@ async fn start_worker(
         idle_per_host_max: config.lane_in_flight_max,
     };
     let (clock, handover, keys) = (clock.clone(), handover.clone(), config.signing_keys.clone());
+    let failed = failed.clone();
     // Connections belong to the runtime that opened them, so the store is made there too.
     let started = runtime
+        .handle()
         .spawn(async move {
             let client = Client::new(client, &system_resolver())?;
             let stores = Stores {
                 recorder: Store::connect_lazy(options.clone(), 1),
                 others: Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
             };
-            anyhow::Ok(Worker::start(stores, clock, handover, client, keys, settings).await?)
+            let started =
+                Worker::start(stores, clock, handover, client, keys, settings, &failed).await;
+            anyhow::Ok(started?)
         })
         .await?;
-    match started {
-        Ok(worker) => Ok((worker, runtime)),
-        Err(error) => {
+    Ok((started?, runtime))
+}
+
+/// The threads of the sending half. Dropped inside another runtime, where it must not wait for them.
+struct SendingRuntime(Option<Runtime>);
+
+impl SendingRuntime {
+    fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("there until it is dropped").handle()
+    }
+}
+
+impl Drop for SendingRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
-            Err(error)
         }
     }
 }
@@ -281,21 +339,6 @@ async fn fold_metrics(stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(telemetry::FOLD_INTERVAL) => telemetry::fold_metrics(),
         }
-    }
-}
-
-/// Wakes the workers elsewhere, at most every [`TELL_INTERVAL`].
-async fn tell_workers(store: Store, handover: Arc<Handover>, stop: CancellationToken) {
-    const TELL_INTERVAL: Duration = Duration::from_millis(20);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = handover.others_to_tell() => {}
-        }
-        if let Err(error) = store.notify_due().await {
-            tracing::debug!(%error, "workers were not told; their poll finds the work");
-        }
-        tokio::time::sleep(TELL_INTERVAL).await;
     }
 }
 

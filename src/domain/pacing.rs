@@ -40,6 +40,9 @@ const LANES_MAX: usize = 100_000;
 /// Below the last due time that a claim returned, this much is read again by the next claim:
 /// another transaction may commit later with an earlier `now()`.
 const MARK_SLACK: chrono::Duration = chrono::Duration::seconds(5);
+/// Only what is due within this is noted; the database remembers the rest, and the discovery finds
+/// it in time. Otherwise every lane with a retry in some hours would be remembered until then.
+pub const DUE_HORIZON: Duration = Duration::from_secs(60);
 /// After this long a low-water mark is forgotten, so that a row below it (skipped because it was
 /// locked, say) waits no longer than this.
 const MARK_AGE_MAX: Duration = Duration::from_secs(10);
@@ -78,6 +81,19 @@ pub struct LaneQuota {
     pub mark: Option<DateTime<Utc>>,
 }
 
+/// What a claim brought of one lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Claimed {
+    /// Rows that are to be pushed.
+    pub taken: usize,
+    /// Rows that were claimed and given back, since their payloads would not fit.
+    pub left: usize,
+    /// Payload bytes of the rows that are to be pushed.
+    pub bytes: usize,
+    /// When the latest of the rows was due.
+    pub last_due: Option<DateTime<Utc>>,
+}
+
 #[derive(Debug)]
 struct Lane<T> {
     in_flight: usize,
@@ -86,8 +102,11 @@ struct Lane<T> {
     queued: VecDeque<T>,
     /// When this lane's work in the database is due, as far as is known.
     due: Option<Instant>,
+    /// A claim that names this lane is under way; what is noted as due meanwhile is kept for after.
+    is_claiming: bool,
     paused_until: Option<Instant>,
     is_failing: bool,
+    last_success: Option<Instant>,
     is_in_ring: bool,
     /// This lane's entry in `Lanes::due`.
     indexed: Option<Instant>,
@@ -115,8 +134,10 @@ impl<T> Default for Lane<T> {
             reserved: 0,
             queued: VecDeque::new(),
             due: None,
+            is_claiming: false,
             paused_until: None,
             is_failing: false,
+            last_success: None,
             is_in_ring: false,
             indexed: None,
             mark: None,
@@ -127,6 +148,13 @@ impl<T> Default for Lane<T> {
 impl<T> Lane<T> {
     fn held(&self) -> usize {
         self.reserved + self.queued.len() + self.in_flight
+    }
+
+    /// How many deliveries a claim may fill the lane up to: enough for some round trips of the
+    /// receiver, so that a backlog drains without a break; of a failing one only what is sent now.
+    fn window(&self, limits: &Limits) -> usize {
+        let round_trips = if self.is_failing { 1 } else { 4 };
+        (round_trips * limits.lane_in_flight_max).min(limits.lane_held_max)
     }
 
     fn is_paused(&self, now: Instant) -> bool {
@@ -160,6 +188,7 @@ impl<T: Held> Lanes<T> {
         }
         let lane = self.lanes.entry(id).or_default();
         let is_free = !lane.is_failing
+            && !lane.is_claiming
             && !lane.is_paused(now)
             && lane.due.is_none_or(|due| now < due)
             && lane.held() < self.limits.lane_held_max;
@@ -177,13 +206,21 @@ impl<T: Held> Lanes<T> {
         self.release_reserved(id, 1);
     }
 
-    /// Turns a reservation into a delivery that waits to be started.
-    pub fn push(&mut self, job: T) {
-        let id = job.lane();
+    /// Turns a reservation into a delivery that waits to be started. A lane that was paused since
+    /// takes none: the delivery is returned, with the rest of the pause, and its room is free.
+    pub fn push(&mut self, delivery: T, now: Instant) -> Result<(), (T, Duration)> {
+        let id = delivery.lane();
         let lane = self.lanes.entry(id).or_default();
+        if let Some(left) = lane.paused_until.and_then(|until| until.checked_duration_since(now))
+            && !left.is_zero()
+        {
+            self.give_back(id, delivery.bytes());
+            return Err((delivery, left));
+        }
         lane.reserved -= 1;
-        lane.queued.push_back(job);
+        lane.queued.push_back(delivery);
         self.offer(id);
+        Ok(())
     }
 
     /// Takes the next delivery to send, if a slot is free. The lanes take turns.
@@ -195,30 +232,51 @@ impl<T: Held> Lanes<T> {
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.is_in_ring = false;
             // A lane whose waiting deliveries were given back meanwhile is still in the ring.
-            let Some(job) = lane.queued.pop_front() else { continue };
+            let Some(delivery) = lane.queued.pop_front() else { continue };
             lane.in_flight += 1;
             self.in_flight += 1;
             self.offer(id);
-            return Some(job);
+            return Some(delivery);
         }
         None
     }
 
     /// Notes the end of an attempt. Returns what waits in memory for a lane that is now paused, or
-    /// hangs: it goes back to the database, where waiting costs nothing.
-    pub fn finish(&mut self, id: LaneId, bytes: usize, verdict: Verdict, now: Instant) -> Vec<T> {
+    /// hangs: it goes back to the database, where waiting costs nothing. A failure says nothing
+    /// about a lane that has had a success since the failed attempt `began`.
+    pub fn finish(
+        &mut self,
+        id: LaneId,
+        bytes: usize,
+        verdict: Verdict,
+        began: Instant,
+        now: Instant,
+    ) -> Vec<T> {
         let Some(lane) = self.lanes.get_mut(&id) else { return Vec::new() };
         lane.in_flight -= 1;
         self.in_flight -= 1;
         self.held -= 1;
         self.held_bytes -= bytes;
-        lane.is_failing = verdict != Verdict::Healthy;
+        let is_refuted = lane.last_success.is_some_and(|success| began <= success);
         let mut returned = Vec::new();
+        match verdict {
+            Verdict::Healthy => {
+                lane.is_failing = false;
+                lane.last_success = Some(now);
+            }
+            Verdict::Failing | Verdict::Hung if is_refuted => {}
+            Verdict::Failing => lane.is_failing = true,
+            Verdict::Hung | Verdict::Paused(_) => {
+                lane.is_failing = true;
+                returned = lane.queued.drain(..).collect();
+                // They are due as long ago as they were.
+                lane.mark = None;
+            }
+        }
         if let Verdict::Paused(pause) = verdict {
             lane.paused_until = lane.paused_until.max(Some(now + pause));
         }
-        if matches!(verdict, Verdict::Paused(_) | Verdict::Hung) {
-            returned = lane.queued.drain(..).collect();
+        if !returned.is_empty() {
             self.held -= returned.len();
             self.held_bytes -= returned.iter().map(Held::bytes).sum::<usize>();
         }
@@ -247,8 +305,8 @@ impl<T: Held> Lanes<T> {
         let lane = self.lanes.entry(id).or_default();
         if lane.due.is_none_or(|known| due < known) {
             lane.due = Some(due);
-            self.reindex(id);
         }
+        self.reindex(id);
     }
 
     /// When the next claim would find something that there is room for, as far as is known.
@@ -275,12 +333,12 @@ impl<T: Held> Lanes<T> {
             self.due.remove(&(due, id));
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.indexed = None;
-            // Enough for some round trips of the receiver, so that a backlog drains without pause.
-            let window = (4 * self.limits.lane_in_flight_max).min(self.limits.lane_held_max);
-            let quota = window.saturating_sub(lane.held()).min(free);
+            let quota = lane.window(&self.limits).saturating_sub(lane.held()).min(free);
             if quota == 0 {
                 continue;
             }
+            lane.due = None;
+            lane.is_claiming = true;
             lane.reserved += quota;
             self.held += quota;
             free -= quota;
@@ -290,33 +348,40 @@ impl<T: Held> Lanes<T> {
         plan
     }
 
-    /// Notes what a claim brought: `claimed` rows of a lane, the latest of them due at `last_due`.
-    /// They are pushed afterwards; the rest of the quota is returned.
-    pub fn settle_claim(
-        &mut self,
-        planned: &LaneQuota,
-        claimed: usize,
-        bytes: usize,
-        last_due: Option<DateTime<Utc>>,
-        now: Instant,
-    ) {
-        self.held_bytes += bytes;
+    /// Notes what a claim brought. What was taken is pushed afterwards; the rest of the quota is
+    /// returned. Tells whether the lane has nothing more that is due now; then it should be asked
+    /// when it will have.
+    pub fn settle_claim(&mut self, planned: &LaneQuota, got: &Claimed, now: Instant) -> bool {
+        self.held_bytes += got.bytes;
+        let is_exhausted = got.taken + got.left < planned.quota;
         if let Some(lane) = self.lanes.get_mut(&planned.lane) {
-            if let Some(last_due) = last_due {
+            lane.is_claiming = false;
+            if got.left > 0 {
+                lane.mark = None;
+            } else if let Some(last_due) = got.last_due {
                 let set_at = lane.mark.map_or(now, |(_, set_at)| set_at);
                 lane.mark = Some((last_due - MARK_SLACK, set_at));
             }
-            if claimed < planned.quota {
-                // The backlog is exhausted. What is due later is found again by the discovery.
-                lane.due = None;
+            if !is_exhausted {
+                lane.due = Some(lane.due.map_or(now, |due| due.min(now)));
             }
         }
-        self.release_reserved(planned.lane, planned.quota - claimed);
+        self.release_reserved(planned.lane, planned.quota - got.taken);
+        is_exhausted
     }
 
     /// Puts a lane whose claim failed back as due.
-    pub fn abandon_claim(&mut self, planned: &LaneQuota) {
+    pub fn abandon_claim(&mut self, planned: &LaneQuota, now: Instant) {
+        if let Some(lane) = self.lanes.get_mut(&planned.lane) {
+            lane.is_claiming = false;
+            lane.due = Some(lane.due.map_or(now, |due| due.min(now)));
+        }
         self.release_reserved(planned.lane, planned.quota);
+    }
+
+    /// How many more payload bytes may be held.
+    pub fn free_bytes(&self) -> usize {
+        self.limits.held_bytes_max.saturating_sub(self.held_bytes)
     }
 
     /// Takes everything that waits in memory, to be returned to the database.
@@ -329,13 +394,19 @@ impl<T: Held> Lanes<T> {
         }
         self.held -= drained.len();
         self.held_bytes -= drained.iter().map(Held::bytes).sum::<usize>();
+        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        for id in lanes {
+            self.reindex(id);
+        }
         drained
     }
 
     /// Drops what is known of idle lanes. A failing lane is forgotten too: its next event is the
     /// probe that says how it is.
     pub fn forget_idle(&mut self, now: Instant) {
-        self.lanes.retain(|_, lane| lane.held() > 0 || lane.due.is_some() || lane.is_paused(now));
+        self.lanes.retain(|_, lane| {
+            lane.held() > 0 || lane.due.is_some() || lane.is_claiming || lane.is_paused(now)
+        });
     }
 
     /// Requests under way.
@@ -368,14 +439,14 @@ impl<T: Held> Lanes<T> {
         }
     }
 
-    /// Brings `due` up to date: a lane is in it while it has work in the database and room for at
-    /// least half a window, so that claims are not made of single rows.
+    /// Brings `due` up to date: a lane is in it while it has work in the database, no claim under
+    /// way, and room for at least half a window, so that claims are not made of single rows.
     fn reindex(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let has_room = lane.held() <= 2 * self.limits.lane_in_flight_max;
+        let has_room = lane.held() <= lane.window(&self.limits) / 2;
         let wanted = lane
             .due
-            .filter(|_| has_room)
+            .filter(|_| has_room && !lane.is_claiming)
             .map(|due| lane.paused_until.map_or(due, |until| due.max(until)));
         if lane.indexed != wanted {
             if let Some(old) = lane.indexed {
@@ -397,9 +468,9 @@ mod tests {
     use super::*;
 
     #[derive(Debug, PartialEq, Eq)]
-    struct Job(LaneId);
+    struct Delivery(LaneId);
 
-    impl Held for Job {
+    impl Held for Delivery {
         fn lane(&self) -> LaneId {
             self.0
         }
@@ -421,19 +492,19 @@ mod tests {
         LaneId::from_uuid(Uuid::from_u128(n))
     }
 
-    fn lanes() -> (Lanes<Job>, Instant) {
+    fn lanes() -> (Lanes<Delivery>, Instant) {
         (Lanes::new(LIMITS), Instant::now())
     }
 
     /// Reserves and pushes as many as are granted.
-    fn fill(lanes: &mut Lanes<Job>, id: LaneId, count: usize, now: Instant) -> usize {
+    fn fill(lanes: &mut Lanes<Delivery>, id: LaneId, count: usize, now: Instant) -> usize {
         let granted = (0..count).filter(|_| lanes.reserve(id, 10, now)).count();
-        (0..granted).for_each(|_| lanes.push(Job(id)));
+        (0..granted).for_each(|_| lanes.push(Delivery(id), now).unwrap());
         granted
     }
 
-    fn start_all(lanes: &mut Lanes<Job>) -> Vec<LaneId> {
-        std::iter::from_fn(|| lanes.start_next()).map(|job| job.0).collect()
+    fn start_all(lanes: &mut Lanes<Delivery>) -> Vec<LaneId> {
+        std::iter::from_fn(|| lanes.start_next()).map(|delivery| delivery.0).collect()
     }
 
     #[test]
@@ -459,7 +530,7 @@ mod tests {
         fill(&mut lanes, lane(1), 5, now);
         fill(&mut lanes, lane(2), 5, now);
         assert_eq!(start_all(&mut lanes), [lane(1), lane(2), lane(1), lane(2)]);
-        lanes.finish(lane(2), 10, Verdict::Healthy, now);
+        lanes.finish(lane(2), 10, Verdict::Healthy, now, now);
         assert_eq!(start_all(&mut lanes), [lane(2)], "a slot goes to who has room");
     }
 
@@ -480,9 +551,9 @@ mod tests {
         let (mut lanes, now) = lanes();
         fill(&mut lanes, lane(1), 2, now);
         start_all(&mut lanes);
-        assert!(lanes.finish(lane(1), 10, Verdict::Failing, now).is_empty());
+        assert!(lanes.finish(lane(1), 10, Verdict::Failing, now, now).is_empty());
         assert!(!lanes.reserve(lane(1), 10, now));
-        lanes.finish(lane(1), 10, Verdict::Healthy, now);
+        lanes.finish(lane(1), 10, Verdict::Healthy, now, now);
         assert!(lanes.reserve(lane(1), 10, now));
     }
 
@@ -492,7 +563,7 @@ mod tests {
             let (mut lanes, now) = lanes();
             fill(&mut lanes, lane(1), 5, now);
             start_all(&mut lanes);
-            assert_eq!(lanes.finish(lane(1), 10, verdict, now).len(), 3);
+            assert_eq!(lanes.finish(lane(1), 10, verdict, now, now).len(), 3);
             assert_eq!((lanes.in_flight(), lanes.held()), (1, 1));
             assert!(!lanes.reserve(lane(1), 10, now));
         }
@@ -503,7 +574,7 @@ mod tests {
         let (mut lanes, now) = lanes();
         fill(&mut lanes, lane(1), 1, now);
         start_all(&mut lanes);
-        lanes.finish(lane(1), 10, Verdict::Paused(Duration::from_secs(9)), now);
+        lanes.finish(lane(1), 10, Verdict::Paused(Duration::from_secs(9)), now, now);
         lanes.note_due(lane(1), now);
         assert!(lanes.plan_claim(now, 9, 9).is_empty());
         let end = now + Duration::from_secs(9);
@@ -532,8 +603,12 @@ mod tests {
         fill(&mut lanes, lane(1), 5, now);
         lanes.note_due(lane(1), now);
         assert_eq!(lanes.next_due(), None);
-        start_all(&mut lanes);
-        lanes.finish(lane(1), 10, Verdict::Healthy, now);
+        for _ in 0..2 {
+            start_all(&mut lanes);
+            lanes.finish(lane(1), 10, Verdict::Healthy, now, now);
+            assert_eq!(lanes.next_due(), None, "a claim of single rows is not worth it");
+        }
+        lanes.finish(lane(1), 10, Verdict::Healthy, now, now);
         assert_eq!(lanes.next_due(), Some(now), "room for half a window");
     }
 
@@ -544,14 +619,15 @@ mod tests {
         lanes.note_due(lane(1), now);
         let plan = lanes.plan_claim(now, 9, 2);
         assert_eq!((plan[0].quota, plan[0].mark), (2, None));
-        lanes.settle_claim(&plan[0], 2, 20, Some(due), now);
-        lanes.push(Job(lane(1)));
-        lanes.push(Job(lane(1)));
+        let full = Claimed { taken: 2, left: 0, bytes: 20, last_due: Some(due) };
+        assert!(!lanes.settle_claim(&plan[0], &full, now));
+        lanes.push(Delivery(lane(1)), now).unwrap();
+        lanes.push(Delivery(lane(1)), now).unwrap();
         assert_eq!(lanes.next_due(), Some(now), "a full claim: there may be more");
 
         let plan = lanes.plan_claim(now, 9, 9);
         assert_eq!(plan[0].mark, Some(due - MARK_SLACK));
-        lanes.settle_claim(&plan[0], 0, 0, None, now);
+        assert!(lanes.settle_claim(&plan[0], &Claimed::default(), now));
         assert_eq!(lanes.next_due(), None, "exhausted");
         assert_eq!(lanes.held(), 2);
 
@@ -565,8 +641,68 @@ mod tests {
         let (mut lanes, now) = lanes();
         lanes.note_due(lane(1), now);
         let plan = lanes.plan_claim(now, 9, 9);
-        lanes.abandon_claim(&plan[0]);
+        lanes.abandon_claim(&plan[0], now);
         assert_eq!((lanes.next_due(), lanes.held()), (Some(now), 0));
+    }
+
+    #[test]
+    fn what_becomes_due_during_a_claim_is_not_forgotten() {
+        let (mut lanes, now) = lanes();
+        lanes.note_due(lane(1), now);
+        let plan = lanes.plan_claim(now, 9, 9);
+        let later = now + Duration::from_millis(5);
+        lanes.note_due(lane(1), later);
+        assert_eq!(lanes.next_due(), None, "not while the claim is under way");
+        assert!(!lanes.reserve(lane(1), 10, now), "nor may new deliveries overtake it");
+        assert!(lanes.settle_claim(&plan[0], &Claimed::default(), now));
+        assert_eq!(lanes.next_due(), Some(later));
+    }
+
+    #[test]
+    fn rows_that_did_not_fit_stay_due() {
+        let (mut lanes, now) = lanes();
+        lanes.note_due(lane(1), now);
+        let plan = lanes.plan_claim(now, 9, 2);
+        let got = Claimed { taken: 1, left: 1, bytes: 100, last_due: Some(DateTime::UNIX_EPOCH) };
+        assert!(!lanes.settle_claim(&plan[0], &got, now));
+        assert_eq!((lanes.free_bytes(), lanes.held()), (50, 1));
+        assert_eq!(lanes.plan_claim(now, 9, 9)[0].mark, None, "they lie below any mark");
+    }
+
+    #[test]
+    fn a_lane_that_was_paused_takes_nothing_until_the_end() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 1, now);
+        assert!(lanes.reserve(lane(1), 10, now));
+        start_all(&mut lanes);
+        let pause = Duration::from_secs(9);
+        lanes.finish(lane(1), 10, Verdict::Paused(pause), now, now);
+        let (_, left) = lanes.push(Delivery(lane(1)), now).unwrap_err();
+        assert_eq!((left, lanes.held()), (pause, 0));
+    }
+
+    #[test]
+    fn a_failure_is_refuted_by_a_later_success() {
+        let (mut lanes, now) = lanes();
+        let later = now + Duration::from_secs(1);
+        fill(&mut lanes, lane(1), 5, now);
+        start_all(&mut lanes);
+        lanes.finish(lane(1), 10, Verdict::Healthy, now, later);
+        assert!(lanes.finish(lane(1), 10, Verdict::Hung, now, later).is_empty());
+        assert!(lanes.reserve(lane(1), 10, later), "it hung for one request only");
+        start_all(&mut lanes);
+        let after = later + Duration::from_secs(1);
+        assert_eq!(lanes.finish(lane(1), 10, Verdict::Hung, after, after).len(), 1);
+    }
+
+    #[test]
+    fn a_failing_lane_is_claimed_for_its_free_slots_only() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 1, now);
+        start_all(&mut lanes);
+        lanes.finish(lane(1), 10, Verdict::Failing, now, now);
+        lanes.note_due(lane(1), now);
+        assert_eq!(lanes.plan_claim(now, 9, 9)[0].quota, LIMITS.lane_in_flight_max);
     }
 
     #[test]
@@ -576,7 +712,7 @@ mod tests {
         start_all(&mut lanes);
         lanes.forget_idle(now);
         assert_eq!(lanes.lanes.len(), 1, "in flight");
-        lanes.finish(lane(1), 10, Verdict::Failing, now);
+        lanes.finish(lane(1), 10, Verdict::Failing, now, now);
         lanes.forget_idle(now);
         assert!(lanes.lanes.is_empty());
     }
@@ -634,29 +770,33 @@ mod tests {
                         }
                     }
                     Step::Push => {
-                        if let Some(id) = reserved.pop() {
-                            lanes.push(Job(id));
+                        if let Some(id) = reserved.pop()
+                            && lanes.push(Delivery(id), now).is_ok()
+                        {
                             queued += 1;
                         }
                     }
                     Step::Start => {
-                        if let Some(job) = lanes.start_next() {
-                            started.push(job.0);
+                        if let Some(delivery) = lanes.start_next() {
+                            started.push(delivery.0);
                             queued -= 1;
                         }
                     }
                     Step::Finish(verdict) => {
                         if let Some(id) = started.pop() {
-                            queued -= lanes.finish(id, 10, verdict, now).len();
+                            queued -= lanes.finish(id, 10, verdict, now, now).len();
                         }
                     }
                     Step::Due(id) => lanes.note_due(lane(id), now),
                     Step::Claim(rows) => {
                         for part in lanes.plan_claim(now, 3, 7) {
-                            let claimed = rows.min(part.quota);
-                            lanes.settle_claim(&part, claimed, 10 * claimed, None, now);
-                            (0..claimed).for_each(|_| lanes.push(Job(part.lane)));
-                            queued += claimed;
+                            let taken = rows.min(part.quota);
+                            let bytes = 10 * taken;
+                            let got = Claimed { taken, bytes, ..Claimed::default() };
+                            lanes.settle_claim(&part, &got, now);
+                            let pushed = (0..taken)
+                                .filter(|_| lanes.push(Delivery(part.lane), now).is_ok());
+                            queued += pushed.count();
                         }
                     }
                     Step::Drain => queued -= lanes.drain_queued().len(),
@@ -666,6 +806,12 @@ mod tests {
                 prop_assert_eq!(lanes.held_bytes, 10 * lanes.held());
                 prop_assert!(lanes.in_flight() <= LIMITS.in_flight_max);
                 prop_assert!(lanes.held() <= LIMITS.held_max);
+                for (id, of_lane) in &lanes.lanes {
+                    // Whatever is due and has room will be planned: nothing waits for a restart.
+                    if of_lane.due.is_some() && of_lane.held() == 0 && !of_lane.is_claiming {
+                        prop_assert!(lanes.due.iter().any(|(_, due)| due == id));
+                    }
+                }
                 for id in 0..4 {
                     let in_flight = started.iter().filter(|&&s| s == lane(id)).count();
                     prop_assert!(in_flight <= LIMITS.lane_in_flight_max);
@@ -674,12 +820,12 @@ mod tests {
             // Nothing is stuck: as slots become free, all that waits is started.
             let now = start + Duration::from_secs(3_600);
             loop {
-                while let Some(job) = lanes.start_next() {
-                    started.push(job.0);
+                while let Some(delivery) = lanes.start_next() {
+                    started.push(delivery.0);
                     queued -= 1;
                 }
                 let Some(id) = started.pop() else { break };
-                queued -= lanes.finish(id, 10, Verdict::Healthy, now).len();
+                queued -= lanes.finish(id, 10, Verdict::Healthy, now, now).len();
             }
             prop_assert_eq!(queued, 0);
         }

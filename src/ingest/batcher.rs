@@ -2,34 +2,33 @@
 //! commits, the next batch gathers. At rest a batch is one event; under load it is hundreds.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
 
-use super::{Accepted, Handover, Ingest, Rejected, Waiting, channel, routes::Routes};
+use super::{
+    Handover, Ingest, Rejected, Waiting,
+    batch::{self, Answer, Routed, SUBMISSIONS_MAX, applications_of},
+    channel,
+    routes::Routes,
+};
 use crate::{
     clock::Clock,
     domain::{
-        ApplicationId, DeliveryId, EventId, IdempotencyKey, Submission,
+        DeliveryId, EventId, Submission,
         routing::{Destination, route},
     },
     store::{
         Store, StoreError,
         events::{NewDelivery, NewEvent, Stored, StoredBatch},
-        queue::{Claim, ClaimToken},
+        queue::{Claim, ClaimToken, Release},
     },
     telemetry,
 };
 
-/// How many submissions one batch takes.
-const SUBMISSIONS_MAX: usize = 512;
-/// How many deliveries one batch makes. A submission that makes more goes alone.
-const DELIVERIES_MAX: usize = 5_000;
-/// How many payload bytes one batch writes. A submission that has more goes alone.
-const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How often one batch is routed anew because an application changed meanwhile.
 const ROUTING_ROUNDS_MAX: usize = 5;
 /// How long a batch holds out while Postgres is away, a restart for instance, before its callers
@@ -49,15 +48,6 @@ pub struct Batcher {
     is_in_outage: bool,
 }
 
-type Answer = Result<Accepted, Rejected>;
-
-/// Where a submission goes, and the version that says so.
-#[derive(Debug, Clone)]
-struct Routed {
-    version: i64,
-    destinations: Vec<Destination>,
-}
-
 /// What storing some events came to.
 enum Outcome {
     /// The database's word for each of them.
@@ -65,7 +55,7 @@ enum Outcome {
     /// An application was changed since.
     StaleRouting,
     /// The answer to a commit was lost, and these were found stored.
-    FoundStored(std::collections::HashSet<EventId>),
+    FoundStored(HashSet<EventId>),
 }
 
 impl Batcher {
@@ -88,7 +78,7 @@ impl Batcher {
                 // Whoever hung up was answered nothing, and need not be stored.
                 backlog.extend(gathered.drain(..).filter(|waiting| !waiting.answer.is_closed()));
             }
-            let batch = cut(&mut backlog);
+            let batch = batch::cut(&mut backlog);
             if !batch.is_empty() {
                 self.commit(batch).await;
             }
@@ -97,23 +87,28 @@ impl Batcher {
 
     /// Stores a batch and answers all of it.
     async fn commit(&mut self, batch: Vec<Waiting>) {
-        let (answers, submissions): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|waiting| (waiting.answer, waiting.submission)).unzip();
+        // The rooms of their bytes are given up when all of them are answered.
+        let (mut answers, mut rooms, mut submissions) = (Vec::new(), Vec::new(), Vec::new());
+        for Waiting { submission, answer, room } in batch {
+            answers.push(answer);
+            rooms.push(room);
+            submissions.push(submission);
+        }
         let started = Instant::now();
         let results = self.accept(&submissions).await;
         telemetry::batch_committed(submissions.len(), started.elapsed());
         for (answer, result) in answers.into_iter().zip(results) {
             // A caller that has hung up meanwhile is not an error.
-            let _ = answer.send(result);
+            let _ = answer.send(result.into());
         }
     }
 
     /// Stores submissions, each on its own if they cannot be stored together.
     async fn accept(&mut self, submissions: &[Submission]) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = vec![None; submissions.len()];
-        let (leaders, followers) = split_repeats(submissions);
+        let (leaders, followers) = batch::split_repeats(submissions);
         let mut routed = self.route(submissions, &leaders).await;
-        for group in groups(&leaders, &routed) {
+        for group in batch::groups(&leaders, &routed) {
             match self.store(submissions, &group, &mut routed, &mut answers).await {
                 Ok(()) => {}
                 Err(error) if error.is_outage() => {
@@ -140,12 +135,7 @@ impl Batcher {
                 }
             }
         }
-        for (follower, leader) in followers {
-            let is_same = submissions[follower].fingerprint() == submissions[leader].fingerprint();
-            answers[follower] =
-                if is_same { answers[leader] } else { Some(Err(Rejected::KeyReused)) };
-        }
-        answers.into_iter().map(|answer| answer.unwrap_or(Err(Rejected::Unavailable))).collect()
+        batch::answer_repeats(submissions, &followers, answers)
     }
 
     /// Routes what can be routed from memory. An application that could not be read is tried again
@@ -187,7 +177,7 @@ impl Batcher {
             pending.retain(|&index| {
                 let is_known = self.routes.known(submissions[index].application).is_some();
                 if !is_known {
-                    answers[index] = Some(Err(Rejected::NoApplication));
+                    answers[index] = Some(Answer::No(Rejected::NoApplication));
                 }
                 is_known
             });
@@ -198,9 +188,9 @@ impl Batcher {
             match self.store_through_outage(&events).await {
                 Ok(Outcome::Committed(stored)) => {
                     for ((&index, event), stored) in pending.iter().zip(&events).zip(&stored) {
-                        answers[index] = Some(answer(event.event_id, *stored));
+                        answers[index] = Some(Answer::of(event.event_id, *stored));
                     }
-                    self.settle(events, &stored);
+                    self.settle(events, &stored).await;
                     return Ok(());
                 }
                 Ok(Outcome::StaleRouting) => {
@@ -210,7 +200,7 @@ impl Batcher {
                 Ok(Outcome::FoundStored(found)) => {
                     for (&index, event) in pending.iter().zip(&events) {
                         if found.contains(&event.event_id) {
-                            answers[index] = Some(Ok(Accepted { event_id: event.event_id }));
+                            answers[index] = Some(Answer::Yes(event.event_id));
                         }
                     }
                     self.release(&events).await;
@@ -312,7 +302,7 @@ impl Batcher {
     }
 
     /// After the commit: what is ours goes to the sender, what is not waits in the queue.
-    fn settle(&self, events: Vec<NewEvent<'_>>, stored: &[Stored]) {
+    async fn settle(&self, events: Vec<NewEvent<'_>>, stored: &[Stored]) {
         let mut claims = Vec::with_capacity(events.len());
         let mut left_in_queue = Vec::new();
         for (event, stored) in events.into_iter().zip(stored) {
@@ -336,15 +326,24 @@ impl Batcher {
                         scheduled_at: self.clock.now(),
                     }),
                     (Stored::New, None) => left_in_queue.push(delivery.lane),
-                    (_, Some(_)) => {
-                        self.handover.take_back(delivery.delivery_id, delivery.lane, payload.len());
+                    (_, Some(owner)) => {
+                        let token = ClaimToken { owner, number: 1 };
+                        let bytes = payload.len();
+                        self.handover.take_back(delivery.delivery_id, token, delivery.lane, bytes);
                     }
                     (_, None) => {}
                 }
             }
         }
         telemetry::born_claimed(claims.len());
-        self.handover.hand_over(claims);
+        for (claim, pause) in self.handover.hand_over(claims) {
+            self.handover.forget(claim.delivery_id, claim.token);
+            let claims = [(claim.delivery_id, claim.token)];
+            if let Err(error) = self.store.release(&claims, Release::After(pause)).await {
+                tracing::debug!(%error, "left to the reconciliation");
+            }
+            self.handover.note_due(claim.lane, pause);
+        }
         if !left_in_queue.is_empty() {
             telemetry::left_in_queue(left_in_queue.len());
             left_in_queue.sort_unstable();
@@ -356,9 +355,9 @@ impl Batcher {
     /// Returns the room of events that were not stored. If they were stored after all, unknown to
     /// us, the reconciliation finds rows that we own and do not know, and releases them.
     fn abandon(&self, events: &[NewEvent<'_>]) {
-        for (event, delivery) in owned(events) {
+        for (event, delivery, token) in owned(events) {
             let bytes = event.submission.payload.bytes().len();
-            self.handover.take_back(delivery.delivery_id, delivery.lane, bytes);
+            self.handover.take_back(delivery.delivery_id, token, delivery.lane, bytes);
         }
     }
 
@@ -366,13 +365,9 @@ impl Batcher {
     /// may have been taken for dead, so they are claimed anew rather than sent.
     async fn release(&self, events: &[NewEvent<'_>]) {
         self.abandon(events);
-        let claims: Vec<_> = owned(events)
-            .filter_map(|(_, delivery)| {
-                let owner = delivery.owner?;
-                Some((delivery.delivery_id, ClaimToken { owner, number: 1 }))
-            })
-            .collect();
-        if let Err(error) = self.store.release(&claims, Duration::ZERO).await {
+        let claims: Vec<_> =
+            owned(events).map(|(_, delivery, token)| (delivery.delivery_id, token)).collect();
+        if let Err(error) = self.store.release(&claims, Release::Now).await {
             tracing::debug!(%error, "left to the reconciliation");
         }
         let lanes = events.iter().flat_map(|event| &event.deliveries).map(|d| d.lane);
@@ -380,91 +375,19 @@ impl Batcher {
     }
 }
 
-/// Splits what is to be stored so that no group makes more than [`DELIVERIES_MAX`] deliveries, but
-/// for a submission that does so alone.
-fn groups(indexes: &[usize], routed: &[Option<Routed>]) -> Vec<Vec<usize>> {
-    let mut groups = vec![Vec::with_capacity(indexes.len())];
-    let mut deliveries = 0;
-    for &index in indexes {
-        let count = routed[index].as_ref().map_or(0, |routed| routed.destinations.len());
-        let group = groups.last_mut().expect("there is always a group");
-        if !group.is_empty() && deliveries + count > DELIVERIES_MAX {
-            groups.push(vec![index]);
-            deliveries = count;
-        } else {
-            group.push(index);
-            deliveries += count;
-        }
-    }
-    groups
-}
-
-/// The applications of some submissions, each once.
-fn applications_of(submissions: &[Submission], indexes: &[usize]) -> Vec<ApplicationId> {
-    let mut applications: Vec<_> =
-        indexes.iter().map(|&index| submissions[index].application).collect();
-    applications.sort_unstable();
-    applications.dedup();
-    applications
-}
-
+/// The deliveries that were to be sent from here, each with its claim.
 fn owned<'a>(
     events: &'a [NewEvent<'_>],
-) -> impl Iterator<Item = (&'a NewEvent<'a>, &'a NewDelivery)> {
+) -> impl Iterator<Item = (&'a NewEvent<'a>, &'a NewDelivery, ClaimToken)> {
     events.iter().flat_map(|event| {
-        let owned = event.deliveries.iter().filter(|delivery| delivery.owner.is_some());
-        owned.map(move |delivery| (event, delivery))
+        event.deliveries.iter().filter_map(move |delivery| {
+            Some((event, delivery, ClaimToken { owner: delivery.owner?, number: 1 }))
+        })
     })
-}
-
-fn answer(event_id: EventId, stored: Stored) -> Answer {
-    match stored {
-        Stored::New => Ok(Accepted { event_id }),
-        Stored::Repeat(event_id) => Ok(Accepted { event_id }),
-        Stored::KeyReused => Err(Rejected::KeyReused),
-    }
 }
 
 fn fill(answers: &mut [Option<Answer>], indexes: &[usize], rejected: Rejected) {
     for &index in indexes {
-        answers[index].get_or_insert(Err(rejected));
+        answers[index].get_or_insert(Answer::No(rejected));
     }
-}
-
-/// Takes the next batch off the front, within the bounds. A submission beyond them goes alone.
-fn cut(backlog: &mut VecDeque<Waiting>) -> Vec<Waiting> {
-    let mut bytes = 0;
-    let mut count = 0;
-    for waiting in backlog.iter().take(SUBMISSIONS_MAX) {
-        bytes += waiting.submission.payload.bytes().len();
-        if count > 0 && bytes > PAYLOAD_BYTES_MAX {
-            break;
-        }
-        count += 1;
-    }
-    backlog.drain(..count).collect()
-}
-
-/// Separates submissions whose key an earlier one of the same batch carries: that one leads, and
-/// they get its answer. A statement can take each key only once.
-fn split_repeats(submissions: &[Submission]) -> (Vec<usize>, Vec<(usize, usize)>) {
-    let mut first: HashMap<(ApplicationId, &IdempotencyKey), usize> = HashMap::new();
-    let mut leaders = Vec::with_capacity(submissions.len());
-    let mut followers = Vec::new();
-    for (index, submission) in submissions.iter().enumerate() {
-        let Some(key) = &submission.idempotency_key else {
-            leaders.push(index);
-            continue;
-        };
-        match first.entry((submission.application, key)) {
-            std::collections::hash_map::Entry::Occupied(leader) => {
-                followers.push((index, *leader.get()));
-            }
-            std::collections::hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(index);
-                leaders.push(index);
-            }
-        }
-    }
-    (leaders, followers)
 }

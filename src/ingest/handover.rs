@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use crate::{
     domain::{
         DeliveryId, LaneId,
-        pacing::{Lanes, Limits, Verdict},
+        pacing::{DUE_HORIZON, Lanes, Limits, Verdict},
     },
     store::{
         dispatchers::DispatcherId,
@@ -35,6 +35,12 @@ pub struct Handover {
     held: Mutex<HashMap<DeliveryId, ClaimToken>>,
     /// This process's id; 0 while it may not claim (not registered, or no sender here at all).
     owner: AtomicI32,
+    /// Until when the last heartbeat counts, in milliseconds since `base`: later nobody may claim or
+    /// send, however long this process was kept from noticing.
+    fenced_at_ms: AtomicU64,
+    base: Instant,
+    /// The service is ending: nothing new is born claimed.
+    is_closing: AtomicBool,
     /// Something can be started.
     startable: Notify,
     /// Something may be claimable.
@@ -50,6 +56,9 @@ impl Handover {
             lanes: Mutex::new(Lanes::new(limits)),
             held: Mutex::default(),
             owner: AtomicI32::new(0),
+            fenced_at_ms: AtomicU64::new(0),
+            base: Instant::now(),
+            is_closing: AtomicBool::new(false),
             startable: Notify::new(),
             claimable: Notify::new(),
             tell_others: Notify::new(),
@@ -66,23 +75,38 @@ impl Handover {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who this process is, while it may claim.
+    /// Who this process is, while it may claim and send.
     pub fn owner(&self) -> Option<DispatcherId> {
+        let now_ms = u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX);
         match self.owner.load(Ordering::Acquire) {
             0 => None,
+            _ if self.fenced_at_ms.load(Ordering::Acquire) <= now_ms => None,
             id => Some(DispatcherId::from_raw(id)),
         }
     }
 
-    /// Says who this process is, or that it may not claim.
-    pub fn set_owner(&self, owner: Option<DispatcherId>) {
-        self.owner.store(owner.map_or(0, DispatcherId::get), Ordering::Release);
+    /// Says who this process is, after a heartbeat that began so long before `fenced_at`.
+    pub fn confirm_owner(&self, owner: DispatcherId, fenced_at: Instant) {
+        let fenced_at = fenced_at.saturating_duration_since(self.base);
+        let fenced_at_ms = u64::try_from(fenced_at.as_millis()).unwrap_or(u64::MAX);
+        self.fenced_at_ms.store(fenced_at_ms, Ordering::Release);
+        self.owner.store(owner.get(), Ordering::Release);
+    }
+
+    /// Says that this process may not claim.
+    pub fn clear_owner(&self) {
+        self.owner.store(0, Ordering::Release);
+    }
+
+    /// From now on nothing is born claimed.
+    pub fn close(&self) {
+        self.is_closing.store(true, Ordering::Release);
     }
 
     /// Asks for room for a delivery that is about to be inserted. `Some` is the owner to insert it
     /// with; it must be followed by [`Self::hand_over`] or [`Self::take_back`].
     pub fn reserve(&self, id: DeliveryId, lane: LaneId, bytes: usize) -> Option<DispatcherId> {
-        let owner = self.owner()?;
+        let owner = self.owner().filter(|_| !self.is_closing.load(Ordering::Acquire))?;
         if !self.lanes().reserve(lane, bytes, Instant::now()) {
             return None;
         }
@@ -91,40 +115,46 @@ impl Handover {
     }
 
     /// Returns the room of a delivery that was not inserted, or must not be sent from here.
-    pub fn take_back(&self, id: DeliveryId, lane: LaneId, bytes: usize) {
+    pub fn take_back(&self, id: DeliveryId, token: ClaimToken, lane: LaneId, bytes: usize) {
         self.lanes().give_back(lane, bytes);
-        self.forget(id);
+        self.forget(id, token);
     }
 
-    /// Gives committed deliveries to the sender.
-    pub fn hand_over(&self, claims: Vec<Claim>) {
+    /// Gives committed deliveries to the sender. Returns those whose lane was paused meanwhile, each
+    /// with the rest of the pause; they are still held, and must be released.
+    #[must_use]
+    pub fn hand_over(&self, claims: Vec<Claim>) -> Vec<(Claim, Duration)> {
         if claims.is_empty() {
-            return;
+            return Vec::new();
         }
+        let now = Instant::now();
         let mut lanes = self.lanes();
-        for claim in claims {
-            lanes.push(claim);
-        }
+        let refused = claims.into_iter().filter_map(|claim| lanes.push(claim, now).err()).collect();
         drop(lanes);
         self.startable.notify_one();
+        refused
     }
 
     /// Notes that committed deliveries of these lanes wait in the queue for a claim.
     pub fn leave_in_queue(&self, lanes: impl IntoIterator<Item = LaneId>) {
-        let now = Instant::now();
-        let mut desk = self.lanes();
-        for lane in lanes {
-            desk.note_due(lane, now);
+        // A process that never claims has nobody who would clear these notes.
+        if self.owner.load(Ordering::Acquire) != 0 {
+            let now = Instant::now();
+            let mut desk = self.lanes();
+            for lane in lanes {
+                desk.note_due(lane, now);
+            }
         }
-        drop(desk);
         self.claimable.notify_one();
         self.tell_others.notify_one();
     }
 
     /// Notes when a lane's work in the queue will be due.
     pub fn note_due(&self, lane: LaneId, after: Duration) {
-        self.lanes().note_due(lane, Instant::now() + after);
-        self.claimable.notify_one();
+        if after <= DUE_HORIZON {
+            self.lanes().note_due(lane, Instant::now() + after);
+            self.claimable.notify_one();
+        }
     }
 
     /// Keeps track of a claim.
@@ -133,15 +163,17 @@ impl Handover {
     }
 
     /// Loses track of a claim: it is recorded or given back.
-    pub fn forget(&self, id: DeliveryId) {
-        self.held().remove(&id);
+    pub fn forget(&self, id: DeliveryId, token: ClaimToken) {
+        self.forget_all([(id, token)]);
     }
 
-    /// Loses track of many claims.
-    pub fn forget_all(&self, ids: impl IntoIterator<Item = DeliveryId>) {
+    /// Loses track of many claims. A later claim of the same delivery is another one, and stays.
+    pub fn forget_all(&self, claims: impl IntoIterator<Item = (DeliveryId, ClaimToken)>) {
         let mut held = self.held();
-        for id in ids {
-            held.remove(&id);
+        for (id, token) in claims {
+            if held.get(&id) == Some(&token) {
+                held.remove(&id);
+            }
         }
     }
 
@@ -166,10 +198,16 @@ impl Handover {
     }
 
     /// Notes the end of an attempt; returns what waited for a lane that is now paused.
-    pub fn finish(&self, lane: LaneId, bytes: usize, verdict: Verdict) -> Vec<Claim> {
+    pub fn finish(
+        &self,
+        lane: LaneId,
+        bytes: usize,
+        verdict: Verdict,
+        began: Instant,
+    ) -> Vec<Claim> {
         let now = Instant::now();
         let mut lanes = self.lanes();
-        let returned = lanes.finish(lane, bytes, verdict, now);
+        let returned = lanes.finish(lane, bytes, verdict, began, now);
         let is_due = lanes.next_due().is_some_and(|due| due <= now);
         drop(lanes);
         if is_due {

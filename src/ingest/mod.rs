@@ -3,13 +3,14 @@
 //! Everything that comes in, by whatever way, goes through [`Ingest::submit`]: one queue, one
 //! batcher, one transaction a batch. The answer is given after the commit.
 
+mod batch;
 mod batcher;
 pub mod handover;
 mod routes;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::domain::{EventId, Submission};
 
@@ -18,6 +19,8 @@ pub use handover::Handover;
 
 /// How many submissions may wait for the batcher. Beyond it callers are told to come back later.
 pub const WAITING_MAX: usize = 4_096;
+/// How many payload bytes may wait for the batcher, in KiB. A payload takes a KiB at least.
+pub const WAITING_KIB_MAX: u32 = 128 * 1024;
 /// How long a caller waits for its commit, before it is told that the outcome is unknown.
 pub const COMMIT_WAIT: Duration = Duration::from_secs(20);
 
@@ -53,12 +56,15 @@ pub enum Rejected {
 struct Waiting {
     submission: Submission,
     answer: oneshot::Sender<Result<Accepted, Rejected>>,
+    /// Its share of [`WAITING_KIB_MAX`].
+    room: OwnedSemaphorePermit,
 }
 
 /// The way in. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ingest {
     waiting: mpsc::Sender<Waiting>,
+    rooms: Arc<Semaphore>,
 }
 
 impl Ingest {
@@ -66,7 +72,11 @@ impl Ingest {
     /// between takes nothing back: the submission may still be kept.
     pub async fn submit(&self, submission: Submission) -> Result<Accepted, Rejected> {
         let (answer, answered) = oneshot::channel();
-        self.waiting.try_send(Waiting { submission, answer }).map_err(|_| Rejected::Busy)?;
+        let kib = u32::try_from(submission.payload.bytes().len() / 1024 + 1);
+        let kib = kib.unwrap_or(u32::MAX).min(WAITING_KIB_MAX);
+        let room = self.rooms.clone().try_acquire_many_owned(kib).map_err(|_| Rejected::Busy)?;
+        let waiting = Waiting { submission, answer, room };
+        self.waiting.try_send(waiting).map_err(|_| Rejected::Busy)?;
         match tokio::time::timeout(COMMIT_WAIT, answered).await {
             Ok(Ok(result)) => result,
             // The batcher is gone, or the commit takes too long.
@@ -78,5 +88,6 @@ impl Ingest {
 /// Makes the way in and the end that the batcher reads.
 fn channel() -> (Ingest, mpsc::Receiver<Waiting>) {
     let (waiting, receiver) = mpsc::channel(WAITING_MAX);
-    (Ingest { waiting }, receiver)
+    let rooms = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
+    (Ingest { waiting, rooms }, receiver)
 }

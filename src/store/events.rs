@@ -46,8 +46,13 @@ pub enum Stored {
     New,
     /// Its key was used for the same submission before: that event stands for it.
     Repeat(EventId),
-    /// Its key was used for another submission.
-    KeyReused,
+    /// Its key was used for another submission, with this fingerprint: that event stands for it.
+    KeyReused {
+        /// The other submission's fingerprint.
+        fingerprint: [u8; 32],
+        /// The other submission's event.
+        event_id: EventId,
+    },
 }
 
 /// What became of a batch.
@@ -194,7 +199,10 @@ fn standing(event: &NewEvent<'_>, rows: &[KeyRow]) -> Stored {
         Some(row) if row.fingerprint == event.submission.fingerprint() => {
             Stored::Repeat(EventId::from_uuid(row.event_id))
         }
-        Some(_) => Stored::KeyReused,
+        Some(row) => Stored::KeyReused {
+            fingerprint: row.fingerprint.as_slice().try_into().unwrap_or([0; 32]),
+            event_id: EventId::from_uuid(row.event_id),
+        },
         // Reserved or found in this very transaction, so it cannot be missing.
         None => unreachable!("an idempotency key vanished within its transaction"),
     }

@@ -5,6 +5,7 @@
 //! mode may stand between.
 
 pub mod applications;
+mod claim;
 pub mod dispatchers;
 pub mod events;
 pub mod history;

@@ -16,192 +16,14 @@ use chrono::{DateTime, TimeZone, Utc};
 use sqlx::postgres::types::PgInterval;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, dispatchers::DispatcherId};
-use crate::domain::{
-    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, TargetUrl,
-    attempt::Response,
-    outcome::Failure,
-    pacing::{Held, LaneQuota},
+pub use super::claim::{
+    AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
+use super::{Store, StoreError, bounded, dispatchers::DispatcherId};
+use crate::domain::{DeliveryId, EventId, LaneId, pacing::LaneQuota};
 
 /// How many leases may be lost in a row before a delivery is dead.
 pub const INTERRUPTIONS_MAX: i16 = 20;
-
-/// What a result must carry to count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClaimToken {
-    /// The process that claimed.
-    pub owner: DispatcherId,
-    /// The claim's number within its delivery, from 1.
-    pub number: i32,
-}
-
-/// A delivery that this process holds. Not `Clone`: recording it consumes it.
-#[derive(Debug)]
-pub struct Claim {
-    /// Its id.
-    pub delivery_id: DeliveryId,
-    /// What a result must carry.
-    pub token: ClaimToken,
-    /// The event.
-    pub event_id: EventId,
-    /// The event's type, if told.
-    pub event_type: Option<String>,
-    /// The tenant.
-    pub application: ApplicationId,
-    /// What it shares its limits with.
-    pub lane: LaneId,
-    /// Where it goes.
-    pub target: TargetUrl,
-    /// The bytes to send.
-    pub payload: Bytes,
-    /// Attempts recorded before this one.
-    pub attempt_count: u32,
-    /// When it became due, by the database's clock.
-    pub scheduled_at: DateTime<Utc>,
-}
-
-impl Held for Claim {
-    fn lane(&self) -> LaneId {
-        self.lane
-    }
-
-    fn bytes(&self) -> usize {
-        self.payload.len()
-    }
-}
-
-/// A row that has just been claimed; its payload is read apart, in portions.
-#[derive(Debug, sqlx::FromRow)]
-pub struct ClaimedRow {
-    delivery_id: Uuid,
-    claim_number: i32,
-    event_id: Uuid,
-    event_type: Option<String>,
-    application_id: Uuid,
-    lane_id: Uuid,
-    target_url: String,
-    attempt_count: i32,
-    due_at: DateTime<Utc>,
-    payload_bytes: i32,
-    /// Older than a delivery may be: it must be buried, not sent.
-    pub is_expired: bool,
-}
-
-impl ClaimedRow {
-    /// The row's delivery.
-    pub fn delivery_id(&self) -> DeliveryId {
-        DeliveryId::from_uuid(self.delivery_id)
-    }
-
-    /// The row's event, whose payload must be read.
-    pub fn event_id(&self) -> EventId {
-        EventId::from_uuid(self.event_id)
-    }
-
-    /// The row's lane.
-    pub fn lane(&self) -> LaneId {
-        LaneId::from_uuid(self.lane_id)
-    }
-
-    /// Its event's type, if told.
-    pub fn event_type(&self) -> Option<&str> {
-        self.event_type.as_deref()
-    }
-
-    /// When it became due.
-    pub fn due_at(&self) -> DateTime<Utc> {
-        self.due_at
-    }
-
-    /// How many bytes its payload has.
-    pub fn payload_bytes(&self) -> usize {
-        usize::try_from(self.payload_bytes).unwrap_or_default()
-    }
-
-    /// What a result must carry.
-    pub fn token(&self, owner: DispatcherId) -> ClaimToken {
-        ClaimToken { owner, number: self.claim_number }
-    }
-
-    /// The claim, once its payload is there. `Err` gives the row back if its target cannot be read.
-    pub fn into_claim(self, owner: DispatcherId, payload: Bytes) -> Result<Claim, Self> {
-        let Ok(target) = TargetUrl::parse(&self.target_url) else { return Err(self) };
-        Ok(Claim {
-            delivery_id: self.delivery_id(),
-            token: self.token(owner),
-            event_id: self.event_id(),
-            application: ApplicationId::from_uuid(self.application_id),
-            lane: self.lane(),
-            target,
-            payload,
-            attempt_count: self.attempt_count.unsigned_abs(),
-            scheduled_at: self.due_at,
-            event_type: self.event_type,
-        })
-    }
-}
-
-/// What follows from a result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// The delivery has ended; `reason` unless it was delivered.
-    End {
-        /// `delivered`, `dead` or `cancelled`.
-        state: DeliveryState,
-        /// Why it was not delivered.
-        reason: Option<ErrorClass>,
-    },
-    /// It is due again after this delay, which the database adds to its own clock.
-    RetryAfter(Duration),
-}
-
-/// One exchange, as it is kept.
-#[derive(Debug)]
-pub struct AttemptRecord {
-    /// Its id.
-    pub attempt_id: AttemptId,
-    /// When the delivery became due.
-    pub scheduled_at: DateTime<Utc>,
-    /// When it began, by the database's clock as sampled.
-    pub started_at: DateTime<Utc>,
-    /// How long it took.
-    pub duration: Duration,
-    /// The URL that was called.
-    pub request_url: String,
-    /// Header lines as sent, secrets redacted.
-    pub request_headers: String,
-    /// The answer, if there was one.
-    pub response: Option<Response>,
-    /// What went wrong; `None` if the receiver said 2xx.
-    pub failure: Option<Failure>,
-}
-
-/// A finished claim. `attempt` is absent where none was made (an expired delivery).
-#[derive(Debug)]
-pub struct Finished {
-    /// The delivery.
-    pub delivery_id: DeliveryId,
-    /// What the claim's result must carry.
-    pub token: ClaimToken,
-    /// Its lane, for wake-ups.
-    pub lane: LaneId,
-    /// The event's type, for the history.
-    pub event_type: Option<String>,
-    /// What follows.
-    pub next: Next,
-    /// What happened.
-    pub attempt: Option<AttemptRecord>,
-}
-
-/// What recording came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recorded {
-    /// Results that counted.
-    pub counted: usize,
-    /// Results whose claim was lost, or that had been recorded before.
-    pub late: usize,
-}
 
 /// A lane that has work in the database.
 #[derive(Debug, sqlx::FromRow)]
@@ -215,6 +37,11 @@ impl LaneHead {
     /// The lane.
     pub fn lane(&self) -> LaneId {
         LaneId::from_uuid(self.lane_id)
+    }
+
+    /// How long until its first delivery is due.
+    pub fn due_in(&self) -> Duration {
+        Duration::from_millis(self.due_in_ms.max(0).unsigned_abs())
     }
 }
 
@@ -304,19 +131,38 @@ impl Store {
         .await
     }
 
-    /// Gives claims back without counting an attempt; due again after `delay`. Tells how many of
-    /// them this process still held.
+    /// Tells when the first row of each of these lanes is due, not looking below its mark.
+    pub async fn next_due(
+        &self,
+        lanes: &[(LaneId, Option<DateTime<Utc>>)],
+    ) -> Result<Vec<LaneHead>, StoreError> {
+        let ids: Vec<Uuid> = lanes.iter().map(|(lane, _)| lane.uuid()).collect();
+        let marks: Vec<DateTime<Utc>> =
+            lanes.iter().map(|(_, mark)| mark.unwrap_or_else(beginning_of_time)).collect();
+        bounded(async {
+            Ok(sqlx::query_as(NEXT_DUE).bind(ids).bind(marks).fetch_all(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// Gives claims back without counting an attempt. Tells how many of them this process still
+    /// held.
     pub async fn release(
         &self,
         claims: &[(DeliveryId, ClaimToken)],
-        delay: Duration,
+        when: Release,
     ) -> Result<u64, StoreError> {
+        let delay = match when {
+            Release::InPlace => None,
+            Release::Now => Some(Duration::ZERO),
+            Release::After(delay) => Some(delay),
+        };
         let ids: Vec<Uuid> = claims.iter().map(|(id, _)| id.uuid()).collect();
         let owners: Vec<DispatcherId> = claims.iter().map(|(_, token)| token.owner).collect();
         let numbers: Vec<i32> = claims.iter().map(|(_, token)| token.number).collect();
         bounded(async {
             let released = sqlx::query(
-                "update delivery_queue q set owner = null, due_at = now() + $4
+                "update delivery_queue q set owner = null, due_at = coalesce(now() + $4, q.due_at)
                  from (
                      select row.place, r.owner, r.number
                      from unnest($1::uuid[], $2::int[], $3::int[]) as r(delivery_id, owner, number)
@@ -331,7 +177,7 @@ impl Store {
             .bind(ids)
             .bind(owners)
             .bind(numbers)
-            .bind(interval(delay))
+            .bind(delay.map(interval))
             .execute(&self.pool)
             .await?;
             Ok(released.rows_affected())
@@ -419,6 +265,16 @@ const LANE_HEADS: &str = "
     )
     select lane_id, (extract(epoch from due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
     from head limit $2";
+
+const NEXT_DUE: &str = "
+    select lanes.lane_id,
+           (extract(epoch from head.due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
+    from unnest($1::uuid[], $2::timestamptz[]) as lanes(lane_id, mark)
+    cross join lateral (
+        select due_at from delivery_queue q
+        where q.lane_id = lanes.lane_id and q.owner is null and q.due_at >= lanes.mark
+        order by q.lane_id, q.due_at limit 1
+    ) as head";
 
 const RELEASE_ORPHANS: &str = "
     with orphan as (

@@ -10,13 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, recorder::expired};
+use chrono::{DateTime, Utc};
+
+use super::{Shared, give_back, recorder::unsent};
 use crate::{
-    domain::{EventId, LaneId, pacing::LaneQuota},
+    domain::{
+        ErrorClass, EventId, LaneId,
+        pacing::{Claimed, DUE_HORIZON, LaneQuota},
+    },
     store::{
         StoreError,
         dispatchers::DispatcherId,
-        queue::{Claim, ClaimToken, ClaimedRow},
+        queue::{Claim, ClaimToken, ClaimedRow, Release},
     },
     telemetry,
 };
@@ -32,6 +37,8 @@ const ROUND_PAUSE: Duration = Duration::from_millis(1);
 /// seen by the next look, which goes on where this one ended.
 const LANES_PER_PAGE: i64 = 200;
 const PAGES_PER_LOOK: usize = 10;
+/// The shortest time between two looks, however often something new is told of.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two comparisons of what we own with what we know.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
 /// The first pause after a failed round; it doubles up to the second value.
@@ -41,6 +48,7 @@ struct Claimer {
     shared: Arc<Shared>,
     /// Where the last look through the queue ended; `None` begins anew.
     cursor: Option<LaneId>,
+    last_look: Instant,
     next_look: Instant,
     next_reconciliation: Instant,
     outage_pause: Duration,
@@ -52,6 +60,7 @@ pub async fn run(shared: Arc<Shared>) {
     let mut claimer = Claimer {
         shared,
         cursor: None,
+        last_look: now,
         next_look: now,
         next_reconciliation: now + RECONCILE_INTERVAL,
         outage_pause: OUTAGE_PAUSE.0,
@@ -89,8 +98,10 @@ impl Claimer {
         tokio::select! {
             biased;
             () = self.shared.stop.cancelled() => return false,
+            // The look goes on where the last one ended: were it to begin anew each time, the lanes
+            // at the end would never be seen.
             () = self.shared.look_now.notified() => {
-                (self.next_look, self.cursor) = (Instant::now(), None);
+                self.next_look = self.next_look.min(self.last_look + LOOK_PAUSE);
             }
             () = self.shared.handover.claimable() => {}
             () = tokio::time::sleep_until(until.into()) => {}
@@ -107,13 +118,21 @@ impl Claimer {
         };
         if self.next_look <= Instant::now() {
             self.look().await?;
-            self.next_look = Instant::now() + self.shared.settings.poll_interval;
+            self.last_look = Instant::now();
+            let pause = self.shared.settings.poll_interval;
+            let is_done = self.cursor.is_none();
+            self.next_look = self.last_look + if is_done { pause } else { LOOK_PAUSE.min(pause) };
         }
+        self.claim(owner).await?;
         if self.next_reconciliation <= Instant::now() {
-            self.reconcile(owner).await?;
-            self.next_reconciliation = Instant::now() + RECONCILE_INTERVAL;
+            let began = Instant::now();
+            if let Err(error) = self.reconcile(owner).await {
+                tracing::warn!(%error, "what is owned could not be compared with what is known");
+            }
+            // It reads the whole queue: the longer that takes, the rarer it is done.
+            self.next_reconciliation = Instant::now() + RECONCILE_INTERVAL + began.elapsed() * 9;
         }
-        self.claim(owner).await
+        Ok(())
     }
 
     /// Looks through the queue for lanes with work, due or to come.
@@ -122,9 +141,8 @@ impl Claimer {
             let heads = self.shared.store.lane_heads(self.cursor, LANES_PER_PAGE).await?;
             let now = Instant::now();
             let mut lanes = self.shared.handover.lanes();
-            for head in &heads {
-                let due_in = Duration::from_millis(head.due_in_ms.max(0).unsigned_abs());
-                lanes.note_due(head.lane(), now + due_in);
+            for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
+                lanes.note_due(head.lane(), now + head.due_in());
             }
             drop(lanes);
             let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
@@ -152,47 +170,100 @@ impl Claimer {
                 Ok(rows) => rows,
                 Err(error) => {
                     // If rows were claimed all the same, the reconciliation finds them.
+                    let now = Instant::now();
                     let mut lanes = self.shared.handover.lanes();
-                    plan.iter().for_each(|part| lanes.abandon_claim(part));
+                    plan.iter().for_each(|part| lanes.abandon_claim(part, now));
                     return Err(error);
                 }
             };
             telemetry::claimed(rows.len());
-            self.settle(&plan, &rows, owner);
+            let (rows, left) = self.fitting(rows);
+            let exhausted = self.settle(&plan, &rows, &left, owner);
+            self.leave(left, owner).await;
             self.take(rows, owner).await?;
+            self.ask_when_due(&exhausted).await?;
         }
         Ok(())
     }
 
-    /// Tells the lanes what each got.
-    fn settle(&self, plan: &[LaneQuota], rows: &[ClaimedRow], owner: DispatcherId) {
-        #[derive(Default)]
-        struct Got {
-            rows: usize,
-            bytes: usize,
-            last_due: Option<chrono::DateTime<chrono::Utc>>,
+    /// Splits claimed rows into those whose payloads may be held, and the rest. One always may.
+    fn fitting(&self, rows: Vec<ClaimedRow>) -> (Vec<ClaimedRow>, Vec<ClaimedRow>) {
+        let free = self.shared.handover.lanes().free_bytes();
+        let mut bytes = 0;
+        let fitting = rows.iter().take_while(|row| {
+            bytes += row.payload_bytes();
+            bytes <= free
+        });
+        let count = fitting.count().max(1).min(rows.len());
+        let mut rows = rows;
+        let left = rows.split_off(count);
+        (rows, left)
+    }
+
+    /// Gives back rows that were claimed and cannot be held.
+    async fn leave(&self, rows: Vec<ClaimedRow>, owner: DispatcherId) {
+        if rows.is_empty() {
+            return;
         }
-        let mut got: HashMap<LaneId, Got> = HashMap::new();
+        let claims: Vec<_> = rows.iter().map(|row| (row.delivery_id(), row.token(owner))).collect();
+        if let Err(error) = self.shared.store.release(&claims, Release::InPlace).await {
+            tracing::debug!(%error, "left to the reconciliation");
+        }
+    }
+
+    /// Learns when lanes that have nothing more to claim will have, so that their next retry is
+    /// sent in time and not at the next poll.
+    async fn ask_when_due(
+        &self,
+        lanes: &[(LaneId, Option<DateTime<Utc>>)],
+    ) -> Result<(), StoreError> {
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        let heads = self.shared.store.next_due(lanes).await?;
+        let now = Instant::now();
+        let mut desk = self.shared.handover.lanes();
+        for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
+            desk.note_due(head.lane(), now + head.due_in());
+        }
+        Ok(())
+    }
+
+    /// Tells the lanes what each got; returns those that have nothing more that is due now, each
+    /// with its mark.
+    fn settle(
+        &self,
+        plan: &[LaneQuota],
+        rows: &[ClaimedRow],
+        left: &[ClaimedRow],
+        owner: DispatcherId,
+    ) -> Vec<(LaneId, Option<DateTime<Utc>>)> {
+        let mut got: HashMap<LaneId, Claimed> = HashMap::new();
         for row in rows {
             self.shared.handover.hold(row.delivery_id(), row.token(owner));
             let lane = got.entry(row.lane()).or_default();
-            lane.rows += 1;
+            lane.taken += 1;
             lane.bytes += row.payload_bytes();
             lane.last_due = lane.last_due.max(Some(row.due_at()));
         }
+        for row in left {
+            got.entry(row.lane()).or_default().left += 1;
+        }
         let now = Instant::now();
         let mut lanes = self.shared.handover.lanes();
-        for part in plan {
-            let Got { rows, bytes, last_due } = got.remove(&part.lane).unwrap_or_default();
-            lanes.settle_claim(part, rows, bytes, last_due, now);
-        }
+        plan.iter()
+            .filter_map(|part| {
+                let got = got.get(&part.lane).copied().unwrap_or_default();
+                let is_exhausted = lanes.settle_claim(part, &got, now);
+                is_exhausted.then_some((part.lane, part.mark))
+            })
+            .collect()
     }
 
     /// Reads the payloads of claimed rows, in portions, and hands the claims to the starter.
     async fn take(&self, rows: Vec<ClaimedRow>, owner: DispatcherId) -> Result<(), StoreError> {
-        let (expired_rows, rows): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|row| row.is_expired);
-        self.bury(expired_rows, owner).await;
+        let (expired, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.is_expired);
+        self.bury(expired, owner, ErrorClass::Expired).await;
         let mut rest = rows.into_iter().peekable();
         while rest.peek().is_some() {
             let (mut portion, mut bytes) = (Vec::new(), 0);
@@ -203,7 +274,7 @@ impl Claimer {
                 portion.push(row);
             }
             if let Err(error) = self.take_portion(portion, owner).await {
-                self.put_back(rest.collect());
+                self.put_back(rest.collect(), owner);
                 return Err(error);
             }
         }
@@ -221,7 +292,7 @@ impl Claimer {
         let payloads: HashMap<_, _> = match self.shared.store.payloads(&events).await {
             Ok(payloads) => payloads.into_iter().collect(),
             Err(error) => {
-                self.put_back(rows);
+                self.put_back(rows, owner);
                 return Err(error);
             }
         };
@@ -235,24 +306,30 @@ impl Claimer {
                 None => unsendable.push(row),
             }
         }
-        self.bury(unsendable, owner).await;
-        self.shared.handover.hand_over(claims);
+        self.bury(unsendable, owner, ErrorClass::Internal).await;
+        for (claim, pause) in self.shared.handover.hand_over(claims) {
+            give_back(&self.shared, &[(claim.delivery_id, claim.token)], Release::After(pause))
+                .await;
+            self.shared.handover.note_due(claim.lane, pause);
+        }
         Ok(())
     }
 
-    /// Ends deliveries that are too old to be sent, or whose payload is gone.
-    async fn bury(&self, rows: Vec<ClaimedRow>, owner: DispatcherId) {
+    /// Ends deliveries that are too old to be sent, or cannot be: the payload is gone, or the target
+    /// is one that an older version took.
+    async fn bury(&self, rows: Vec<ClaimedRow>, owner: DispatcherId, reason: ErrorClass) {
         for row in rows {
             self.shared.handover.lanes().give_back(row.lane(), row.payload_bytes());
             // The recorder ends after us, so it still listens.
-            let _ = self.shared.results.send(expired(&row, owner)).await;
+            let _ = self.shared.results.send(unsent(&row, owner, reason)).await;
         }
     }
 
     /// Loses track of rows that could not be taken; the reconciliation releases them.
-    fn put_back(&self, rows: Vec<ClaimedRow>) {
+    fn put_back(&self, rows: Vec<ClaimedRow>, owner: DispatcherId) {
         for row in rows {
-            self.shared.handover.take_back(row.delivery_id(), row.lane(), row.payload_bytes());
+            let (id, token) = (row.delivery_id(), row.token(owner));
+            self.shared.handover.take_back(id, token, row.lane(), row.payload_bytes());
         }
     }
 
@@ -272,7 +349,7 @@ impl Claimer {
             return Ok(());
         }
         // Most of them were recorded since the rows were read; the fence leaves those alone.
-        let released = self.shared.store.release(&unknown, Duration::ZERO).await?;
+        let released = self.shared.store.release(&unknown, Release::Now).await?;
         if released > 0 {
             tracing::warn!(released, "claims that were lost track of were released");
             self.shared.look_now.notify_one();

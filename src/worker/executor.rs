@@ -1,7 +1,12 @@
 //! One claim: build, send, decide, hand to the recorder. Panics become outcomes.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 
 use super::{Shared, give_back};
@@ -12,7 +17,7 @@ use crate::{
         outcome::Failure,
         pacing::{Held, Verdict},
     },
-    store::queue::{AttemptRecord, Claim, Finished, Next},
+    store::queue::{AttemptRecord, Claim, Finished, Next, Release},
     telemetry,
 };
 
@@ -36,53 +41,45 @@ fn start_ready(shared: &Arc<Shared>) {
             shared.requests.spawn(execute(shared.clone(), claim));
         } else {
             // Claimed under an id that was buried since: another process has it.
-            shared.handover.forget(claim.delivery_id);
+            shared.handover.forget(claim.delivery_id, claim.token);
             shared.handover.lanes().forget_started(claim.lane, claim.bytes());
         }
     }
 }
 
 async fn execute(shared: Arc<Shared>, claim: Claim) {
-    let (lane, bytes) = (claim.lane, claim.bytes());
+    let (lane, bytes, began) = (claim.lane, claim.bytes(), Instant::now());
     let result = tokio::select! {
         biased;
         result = AssertUnwindSafe(attempt(&shared, &claim)).catch_unwind() => result,
         // The claim stays held, and is given back with the others that have no result.
         () = shared.abort.cancelled() => return,
     };
-    let (exchange, headers, times) = result.unwrap_or_else(|_| {
+    let (exchange, headers, started_at) = result.unwrap_or_else(|_| {
         tracing::error!(delivery = %claim.delivery_id, "an attempt panicked");
         let failure = Failure::new(ErrorClass::Internal, "the dispatcher failed; see its log");
-        (failed(failure), String::new(), Times::now(&shared))
+        (failed(failure), String::new(), shared.clock.now())
     });
-    let (finished, verdict) = conclude(&shared, claim, exchange, headers, times);
+    let (finished, verdict) = conclude(&shared, claim, exchange, headers, started_at);
     // Bounded: while results wait for the database, the slot stays taken.
-    let _ = shared.results.send(finished).await;
-    let returned = shared.handover.finish(lane, bytes, verdict);
-    let pause = if let Verdict::Paused(pause) = verdict { pause } else { Duration::ZERO };
-    return_queued(&shared, lane, returned, pause).await;
+    tokio::select! {
+        _ = shared.results.send(finished) => {}
+        () = shared.abort.cancelled() => return,
+    }
+    let returned = shared.handover.finish(lane, bytes, verdict, began);
+    return_queued(&shared, lane, returned, verdict).await;
     start_ready(&shared);
 }
 
-struct Times {
-    started_at: chrono::DateTime<chrono::Utc>,
-}
-
-impl Times {
-    fn now(shared: &Shared) -> Self {
-        Self { started_at: shared.clock.now() }
-    }
-}
-
-/// Builds, signs and sends.
-async fn attempt(shared: &Shared, claim: &Claim) -> (Exchange, String, Times) {
-    let times = Times::now(shared);
+/// Builds, signs and sends. Tells what came of it, the header lines as sent, and when it began.
+async fn attempt(shared: &Shared, claim: &Claim) -> (Exchange, String, DateTime<Utc>) {
+    let started_at = shared.clock.now();
     let attempt = request::Attempt {
         event_id: claim.event_id,
         event_type: claim.event_type.as_deref(),
         delivery_id: claim.delivery_id,
         number: claim.attempt_count + 1,
-        at: times.started_at,
+        at: started_at,
         span_id: rand::random(),
         target: &claim.target,
         body: &claim.payload,
@@ -91,11 +88,11 @@ async fn attempt(shared: &Shared, claim: &Claim) -> (Exchange, String, Times) {
         Ok(outgoing) => {
             let headers = request::header_lines(&outgoing.headers);
             let exchange = shared.client.exchange(outgoing, shared.settings.http_timeout).await;
-            (exchange, headers, times)
+            (exchange, headers, started_at)
         }
         Err(error) => {
             let failure = Failure::new(ErrorClass::Signing, error.to_string());
-            (failed(failure), String::new(), times)
+            (failed(failure), String::new(), started_at)
         }
     }
 }
@@ -110,7 +107,7 @@ fn conclude(
     claim: Claim,
     exchange: Exchange,
     request_headers: String,
-    times: Times,
+    started_at: DateTime<Utc>,
 ) -> (Finished, Verdict) {
     let number = claim.attempt_count + 1;
     let Exchange { duration, response, outcome } = exchange;
@@ -148,7 +145,7 @@ fn conclude(
     let attempt = AttemptRecord {
         attempt_id: AttemptId::new(shared.clock.unix_ms(), rand::random()),
         scheduled_at: claim.scheduled_at,
-        started_at: times.started_at,
+        started_at,
         duration,
         request_url: claim.target.as_str().to_owned(),
         request_headers,
@@ -179,12 +176,16 @@ fn verdict(outcome: &Outcome) -> Verdict {
 }
 
 /// Gives back what waited in memory for a lane that is paused or hangs.
-async fn return_queued(shared: &Shared, lane: LaneId, claims: Vec<Claim>, pause: Duration) {
+async fn return_queued(shared: &Shared, lane: LaneId, claims: Vec<Claim>, verdict: Verdict) {
     if claims.is_empty() {
         return;
     }
+    let (pause, when) = match verdict {
+        Verdict::Paused(pause) => (pause, Release::After(pause)),
+        _ => (Duration::ZERO, Release::InPlace),
+    };
     tracing::info!(%lane, claims = claims.len(), pause_s = pause.as_secs(), "lane held back");
     let claims: Vec<_> = claims.into_iter().map(|c| (c.delivery_id, c.token)).collect();
-    give_back(shared, &claims).await;
+    give_back(shared, &claims, when).await;
     shared.handover.note_due(lane, pause);
 }

@@ -34,6 +34,7 @@ const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
 /// Beats until it is told to stop.
 pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: CancellationToken) {
     let mut last_beat = Instant::now();
+    let mut is_fenced = false;
     while !stop.is_cancelled() {
         let (began, before) = (Instant::now(), SystemTime::now());
         let beat = tokio::time::timeout(BEAT_TIMEOUT, shared.store.beat(owner)).await;
@@ -43,9 +44,11 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
                 shared.dispatchers.store(beat.dispatchers.unsigned_abs(), Ordering::Relaxed);
                 shared.steady_beats.fetch_add(1, Ordering::Relaxed);
                 last_beat = began;
-                if shared.handover.owner().is_none() && !shared.stop.is_cancelled() {
+                let was_idle = shared.handover.owner().is_none();
+                shared.handover.confirm_owner(owner, began + FENCED_AFTER);
+                if was_idle {
                     tracing::info!("heartbeats succeed again; sending goes on");
-                    shared.handover.set_owner(Some(owner));
+                    is_fenced = false;
                     shared.handover.wake_starter();
                     shared.handover.wake_claimer();
                 }
@@ -58,9 +61,10 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
             }
             Ok(Err(_)) | Err(_) => {
                 shared.steady_beats.store(0, Ordering::Relaxed);
-                if last_beat.elapsed() >= FENCED_AFTER && shared.handover.owner().is_some() {
+                // The handover has fenced itself by then; this only says so.
+                if last_beat.elapsed() >= FENCED_AFTER && !is_fenced {
                     tracing::warn!("no heartbeat for {FENCED_AFTER:?}; nothing is sent until one");
-                    shared.handover.set_owner(None);
+                    is_fenced = true;
                 }
             }
         }
@@ -75,13 +79,15 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
 /// begun, and goes on under a new id. Results of what is under way will be late, and kept as such.
 async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
     tracing::warn!(dispatcher = old.get(), "taken for dead by another process");
-    shared.handover.set_owner(None);
+    shared.handover.clear_owner();
     let lost = shared.handover.lanes().drain_queued();
-    shared.handover.forget_all(lost.into_iter().map(|claim| claim.delivery_id));
+    shared.handover.forget_all(lost.into_iter().map(|claim| (claim.delivery_id, claim.token)));
+    let began = Instant::now();
     match shared.store.register_dispatcher().await {
         Ok(new) => {
             tracing::info!(dispatcher = new.get(), "registered again");
-            shared.handover.set_owner(Some(new));
+            shared.handover.confirm_owner(new, began + FENCED_AFTER);
+            shared.handover.wake_starter();
             shared.handover.wake_claimer();
             Some(new)
         }

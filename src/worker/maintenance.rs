@@ -18,23 +18,27 @@ const DELETES_PER_ROUND: usize = 200;
 
 /// Keeps house until the end.
 pub async fn run(shared: Arc<Shared>) {
+    tokio::select! {
+        () = shared.stop.cancelled() => {}
+        () = rounds(&shared) => {}
+    }
+}
+
+async fn rounds(shared: &Shared) {
     let mut partitions_at = Instant::now();
     loop {
         if partitions_at <= Instant::now() {
-            match partitions(&shared).await {
+            match partitions(shared).await {
                 Ok(()) => partitions_at = Instant::now() + PARTITIONS_INTERVAL,
                 // Tried again at the next round: a lock was not to be had, or Postgres is away.
                 Err(error) => tracing::warn!(%error, "partitions were not looked after"),
             }
         }
-        if let Err(error) = forget_keys(&shared).await {
+        if let Err(error) = forget_keys(shared).await {
             tracing::warn!(%error, "old idempotency keys were not deleted");
         }
         shared.handover.lanes().forget_idle(Instant::now());
-        tokio::select! {
-            () = shared.stop.cancelled() => return,
-            () = tokio::time::sleep(ROUND_INTERVAL) => {}
-        }
+        tokio::time::sleep(ROUND_INTERVAL).await;
     }
 }
 
@@ -51,7 +55,7 @@ async fn partitions(shared: &Shared) -> Result<(), StoreError> {
 async fn forget_keys(shared: &Shared) -> Result<(), StoreError> {
     for _ in 0..DELETES_PER_ROUND {
         let deleted = shared.store.forget_idempotency_keys(KEYS_PER_DELETE).await?;
-        if shared.stop.is_cancelled() || i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
+        if i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
             break;
         }
     }

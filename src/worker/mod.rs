@@ -17,34 +17,44 @@ mod recorder;
 mod wakeups;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, mpsc};
+use futures_util::FutureExt;
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+    time::{timeout, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
     delivery::Client,
-    domain::{RetryPolicy, signature::SigningKeys},
+    domain::{DeliveryId, RetryPolicy, signature::SigningKeys},
     ingest::Handover,
     store::{
         Store, StoreError,
         partitions::Retention,
-        queue::{ClaimToken, Finished},
+        queue::{ClaimToken, Finished, Release},
     },
 };
 
 pub use heartbeat::{BEAT_INTERVAL, DEAD_AFTER, FENCED_AFTER};
+pub use wakeups::tell_others;
 
 /// How many results may wait for the recorder. When it lags, requests end but free no slot.
 const RESULTS_WAITING_MAX: usize = 8_192;
-/// How long results may still be written after the last request has ended.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the loops may take to notice the end, and queued claims to be given back.
+const LOOPS_END_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long results may still be written after the last request has ended, and claims given back
+/// after that. With the default grace both are over before Docker kills.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// How deliveries are made.
 #[derive(Debug, Clone)]
@@ -99,14 +109,15 @@ pub struct Worker {
     /// Claimer, starter, wake-ups, maintenance: all that ends at `stop`.
     loops: TaskTracker,
     /// Ends last, since it is what keeps our claims ours.
-    heartbeat: tokio::task::JoinHandle<()>,
+    heartbeat: JoinHandle<()>,
     heartbeat_stop: CancellationToken,
-    recorder: tokio::task::JoinHandle<()>,
+    recorder: JoinHandle<()>,
     recorder_give_up: CancellationToken,
 }
 
 impl Worker {
-    /// Registers this process and starts everything.
+    /// Registers this process and starts everything. `failed` is cancelled if a part ends that must
+    /// not: then the service has to end as a whole, or it would keep claims that nobody works on.
     pub async fn start(
         stores: Stores,
         clock: Clock,
@@ -114,11 +125,13 @@ impl Worker {
         client: Client,
         keys: SigningKeys,
         settings: WorkerSettings,
+        failed: &CancellationToken,
     ) -> Result<Self, StoreError> {
         let Stores { recorder: recorder_store, others: store } = stores;
+        let began = Instant::now();
         let owner = store.register_dispatcher().await?;
         tracing::info!(dispatcher = owner.get(), "registered");
-        handover.set_owner(Some(owner));
+        handover.confirm_owner(owner, began + FENCED_AFTER);
         let (results, finished) = mpsc::channel(RESULTS_WAITING_MAX);
         let shared = Arc::new(Shared {
             store,
@@ -136,43 +149,46 @@ impl Worker {
             look_now: Notify::new(),
         });
 
-        let loops = TaskTracker::new();
-        loops.spawn(claimer::run(shared.clone()));
-        loops.spawn(executor::run(shared.clone()));
-        loops.spawn(heartbeat::sweep(shared.clone()));
-        loops.spawn(maintenance::run(shared.clone()));
-        loops.spawn(wakeups::listen(shared.clone()));
-        loops.spawn(wakeups::tell_others(shared.clone()));
+        let (loops, stop) = (TaskTracker::new(), &shared.stop);
+        loops.spawn(watched("claimer", claimer::run(shared.clone()), stop, failed));
+        loops.spawn(watched("starter", executor::run(shared.clone()), stop, failed));
+        loops.spawn(watched("sweeper", heartbeat::sweep(shared.clone()), stop, failed));
+        loops.spawn(watched("maintenance", maintenance::run(shared.clone()), stop, failed));
+        loops.spawn(watched("listener", wakeups::listen(shared.clone()), stop, failed));
+        loops.spawn(watched("notifier", tell_other_workers(shared.clone()), stop, failed));
         loops.close();
 
-        // These two outlive `stop`, each with an end of its own; they are joined in `drain`.
+        // These two outlive `stop`, each with an end of its own; they are joined in `finish`.
         let keepers = TaskTracker::new();
         let heartbeat_stop = CancellationToken::new();
-        let heartbeat =
-            keepers.spawn(heartbeat::run(shared.clone(), owner, heartbeat_stop.clone()));
+        let beating = heartbeat::run(shared.clone(), owner, heartbeat_stop.clone());
+        let heartbeat = keepers.spawn(watched("heartbeat", beating, &heartbeat_stop, failed));
         let recorder_give_up = CancellationToken::new();
-        let recorder = keepers.spawn(recorder::run(
+        let recording = recorder::run(
             recorder_store,
             shared.handover.clone(),
             finished,
             recorder_give_up.clone(),
-        ));
+        );
+        let recorder = keepers.spawn(watched("recorder", recording, stop, failed));
         Ok(Self { shared, loops, heartbeat, heartbeat_stop, recorder, recorder_give_up })
     }
 
-    /// Stops claiming, lets requests under way finish for `grace`, records what came of them,
-    /// gives the rest back uncounted, and leaves the register.
-    pub async fn drain(self, grace: Duration) {
-        let Self { shared, loops, heartbeat, heartbeat_stop, recorder, recorder_give_up } = self;
+    /// Stops claiming and starting, and lets requests under way finish until `deadline`. New events
+    /// are stored for others from now on.
+    pub async fn quiesce(&self, deadline: Instant) {
+        let shared = &self.shared;
+        shared.handover.close();
         shared.stop.cancel();
-        loops.wait().await;
+        // A statement that hangs must not use up the grace of the requests.
+        let _ = timeout(LOOPS_END_TIMEOUT, self.loops.wait()).await;
         // What waits in memory was not begun: others may have it at once.
-        let queued: Vec<_> = shared.handover.lanes().drain_queued();
+        let queued = shared.handover.lanes().drain_queued();
         let queued: Vec<_> = queued.into_iter().map(|c| (c.delivery_id, c.token)).collect();
-        give_back(&shared, &queued).await;
+        let _ = timeout(LOOPS_END_TIMEOUT, give_back(shared, &queued, Release::Now)).await;
 
         shared.requests.close();
-        if tokio::time::timeout(grace, shared.requests.wait()).await.is_err() {
+        if timeout_at(deadline.into(), shared.requests.wait()).await.is_err() {
             tracing::warn!(
                 in_flight = shared.handover.lanes().in_flight(),
                 "the grace is over; what is in flight is given back"
@@ -180,45 +196,96 @@ impl Worker {
             shared.abort.cancel();
             shared.requests.wait().await;
         }
+    }
 
+    /// Writes what results there are, gives every other claim back uncounted, and leaves the
+    /// register. Called when nothing is accepted any more.
+    pub async fn finish(self) {
+        let Self { shared, heartbeat, heartbeat_stop, recorder, recorder_give_up, .. } = self;
         let (store, handover) = (shared.store.clone(), shared.handover.clone());
+        let owner = handover.owner();
         heartbeat_stop.cancel();
         let _ = heartbeat.await;
-        // The last sender is in `shared`; the recorder ends when it has written what it has.
-        let owner = handover.owner();
-        handover.set_owner(None);
+        handover.clear_owner();
+        // The last sender is in here; the recorder ends when it has written what it has.
         drop(shared);
-        let recorder_end = tokio::time::timeout(FLUSH_TIMEOUT, recorder).await;
-        if recorder_end.is_err() {
+        if timeout(FLUSH_TIMEOUT, recorder).await.is_err() {
             tracing::warn!("results could not be written in time; their deliveries are sent again");
             recorder_give_up.cancel();
         }
-        // Now only claims without a result are held.
-        let unfinished = handover.all_held();
-        release_all(&store, &unfinished).await;
-        if let Some(owner) = owner
-            && let Err(error) = store.unregister_dispatcher(owner).await
-        {
-            tracing::warn!(%error, "left in the register; others will find this process dead");
+        let leaving = async {
+            release_all(&store, &handover.all_held(), Release::Now).await;
+            if let Some(owner) = owner {
+                store.unregister_dispatcher(owner).await?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        match timeout(FLUSH_TIMEOUT, leaving).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "others will find this process dead"),
+            Err(_) => tracing::warn!("left in the register; others will find this process dead"),
         }
     }
 }
 
-async fn give_back(shared: &Shared, claims: &[(crate::domain::DeliveryId, ClaimToken)]) {
-    release_all(&shared.store, claims).await;
-    shared.handover.forget_all(claims.iter().map(|(id, _)| *id));
+/// Tells other processes of work that was left in the queue, if there are any.
+async fn tell_other_workers(shared: Arc<Shared>) {
+    let is_alone = || shared.dispatchers.load(Ordering::Relaxed) <= 1;
+    wakeups::tell_others(&shared.store, &shared.handover, &shared.stop, is_alone).await;
+}
+
+/// Runs a part that may end only after `end`; if it ends before, or panics, `failed` says so.
+pub fn watched<W: Future<Output = ()> + Send>(
+    part: &'static str,
+    work: W,
+    end: &CancellationToken,
+    failed: &CancellationToken,
+) -> impl Future<Output = ()> + Send + use<W> {
+    let (end, failed) = (end.clone(), failed.clone());
+    async move {
+        let ended = AssertUnwindSafe(work).catch_unwind().await;
+        if ended.is_err() || !end.is_cancelled() {
+            tracing::error!(part, panicked = ended.is_err(), "a part of the service has ended");
+            failed.cancel();
+        }
+    }
+}
+
+async fn give_back(shared: &Shared, claims: &[(DeliveryId, ClaimToken)], when: Release) {
+    release_all(&shared.store, claims, when).await;
+    shared.handover.forget_all(claims.iter().copied());
 }
 
 /// Gives claims back in bounded statements.
-async fn release_all(store: &Store, claims: &[(crate::domain::DeliveryId, ClaimToken)]) {
+async fn release_all(store: &Store, claims: &[(DeliveryId, ClaimToken)], when: Release) {
     const ROWS_MAX: usize = 5_000;
     for chunk in claims.chunks(ROWS_MAX) {
-        match store.release(chunk, Duration::ZERO).await {
-            Ok(released) => tracing::info!(released, "claims given back"),
+        match store.release(chunk, when).await {
+            Ok(released) => tracing::debug!(released, "claims given back"),
             Err(error) => {
                 tracing::warn!(%error, "claims not given back; they return with the lease's end");
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_early_or_panics_is_a_failure() {
+        let check = async |work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>, is_over| {
+            let (end, failed) = (CancellationToken::new(), CancellationToken::new());
+            if is_over {
+                end.cancel();
+            }
+            watched("part", work, &end, &failed).await;
+            failed.is_cancelled()
+        };
+        assert!(check(Box::pin(async {}), false).await);
+        assert!(!check(Box::pin(async {}), true).await);
+        assert!(check(Box::pin(async { panic!("on purpose") }), true).await);
     }
 }

@@ -45,7 +45,7 @@ pub async fn run(
                 after_commit(&handover, &batch);
             } else {
                 // Lost track of: the reconciliation gives them back, and they are sent again.
-                handover.forget_all(batch.iter().map(|one| one.delivery_id));
+                handover.forget_all(batch.iter().map(|one| (one.delivery_id, one.token)));
             }
             batch = rest;
         }
@@ -89,7 +89,17 @@ async fn write(store: &Store, batch: &[Finished]) -> bool {
 async fn write_alone(store: &Store, batch: &[Finished], error: StoreError) -> bool {
     if let [one] = batch {
         tracing::error!(%error, delivery = %one.delivery_id, "a result could not be recorded");
-        return false;
+        // Sent again it would fail again, after having reached its receiver each time.
+        let end = Next::End { state: DeliveryState::Dead, reason: Some(ErrorClass::Internal) };
+        let bare = Finished {
+            delivery_id: one.delivery_id,
+            token: one.token,
+            lane: one.lane,
+            event_type: None,
+            next: if one.next.is_delivered() { one.next.clone() } else { end },
+            attempt: None,
+        };
+        return store.record(&[bare]).await.is_ok();
     }
     tracing::error!(%error, results = batch.len(), "results are written one by one");
     for one in batch {
@@ -100,7 +110,7 @@ async fn write_alone(store: &Store, batch: &[Finished], error: StoreError) -> bo
 
 /// Loses track of what is recorded, and sets timers for what is due again.
 fn after_commit(handover: &Handover, batch: &[Finished]) {
-    handover.forget_all(batch.iter().map(|one| one.delivery_id));
+    handover.forget_all(batch.iter().map(|one| (one.delivery_id, one.token)));
     for one in batch {
         if let Next::RetryAfter(delay) = one.next {
             handover.note_due(one.lane, delay);
@@ -108,15 +118,15 @@ fn after_commit(handover: &Handover, batch: &[Finished]) {
     }
 }
 
-/// The end of a claimed delivery that is not sent any more.
-pub fn expired(row: &ClaimedRow, owner: DispatcherId) -> Finished {
-    tracing::warn!(delivery = %row.delivery_id(), "too old to be sent; the delivery is dead");
+/// The end of a claimed delivery that is not sent.
+pub fn unsent(row: &ClaimedRow, owner: DispatcherId, reason: ErrorClass) -> Finished {
+    tracing::warn!(delivery = %row.delivery_id(), %reason, "not sent; the delivery is dead");
     Finished {
         delivery_id: row.delivery_id(),
         token: row.token(owner),
         lane: row.lane(),
         event_type: row.event_type().map(str::to_owned),
-        next: Next::End { state: DeliveryState::Dead, reason: Some(ErrorClass::Expired) },
+        next: Next::End { state: DeliveryState::Dead, reason: Some(reason) },
         attempt: None,
     }
 }

@@ -1,11 +1,14 @@
 //! Wake-ups between processes. All of this is a convenience: the poll finds everything, later.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use crate::{
+    ingest::Handover,
+    store::{Store, StoreError},
+};
 
 /// The shortest time between two notifications.
 const TELL_INTERVAL: Duration = Duration::from_millis(20);
@@ -31,7 +34,7 @@ pub async fn listen(shared: Arc<Shared>) {
     }
 }
 
-async fn hear(shared: &Shared, pause: &mut Duration) -> Result<(), crate::store::StoreError> {
+async fn hear(shared: &Shared, pause: &mut Duration) -> Result<(), StoreError> {
     let mut listener = shared.store.listen_due().await?;
     *pause = RECONNECT_PAUSE.0;
     // Whatever was said while nobody listened.
@@ -42,15 +45,20 @@ async fn hear(shared: &Shared, pause: &mut Duration) -> Result<(), crate::store:
     }
 }
 
-/// Tells other processes, if there are any, that work was left in the queue.
-pub async fn tell_others(shared: Arc<Shared>) {
+/// Tells other processes that work was left in the queue, unless this one `is_alone`.
+pub async fn tell_others(
+    store: &Store,
+    handover: &Handover,
+    stop: &CancellationToken,
+    is_alone: impl Fn() -> bool,
+) {
     loop {
         tokio::select! {
-            () = shared.stop.cancelled() => return,
-            () = shared.handover.others_to_tell() => {}
+            () = stop.cancelled() => return,
+            () = handover.others_to_tell() => {}
         }
-        if shared.dispatchers.load(Ordering::Relaxed) > 1
-            && let Err(error) = shared.store.notify_due().await
+        if !is_alone()
+            && let Err(error) = store.notify_due().await
         {
             tracing::debug!(%error, "others were not told; their poll finds the work");
         }

@@ -178,7 +178,9 @@ async fn the_embedded_default_keeps_its_data_through_crashes() {
     // A target that refuses: the event is still waiting when the service dies.
     let waiting = post(&service.base, "http://127.0.0.1:9/", 1).await.unwrap();
     let delivered = post(&service.base, &receiver.url("/"), 2).await.unwrap();
-    let mut other = command(&environment).env("BIND", "127.0.0.1:0").output().unwrap();
+    // The same address too, as two services by their defaults have: the folder is what is told.
+    let bind = format!("127.0.0.1:{port}");
+    let mut other = command(&environment).env("BIND", bind).output().unwrap();
     assert_eq!(other.status.code(), Some(1));
     let message = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(message.contains("DATA_DIR") && message.contains(folder.str()), "{message}");

@@ -18,6 +18,7 @@ use webhook_dispatcher::{
         events::{NewDelivery, NewEvent, Stored, StoredBatch},
         queue::{
             AttemptRecord, ClaimToken, ClaimedRow, Finished, INTERRUPTIONS_MAX, Next, Recorded,
+            Release,
         },
     },
 };
@@ -239,7 +240,7 @@ async fn the_fence_asks_for_the_owner() {
         assert_eq!(bench.store.record(&[finished(id, forged, next)]).await.unwrap(), LATE);
     }
     assert_eq!(bench.queued().await, 1);
-    assert_eq!(bench.store.release(&[(id, forged)], Duration::ZERO).await.unwrap(), 0);
+    assert_eq!(bench.store.release(&[(id, forged)], Release::Now).await.unwrap(), 0);
     assert_eq!(
         bench.count("select owner::bigint from delivery_queue").await,
         i64::from(other.get())
@@ -252,10 +253,10 @@ async fn the_fence_asks_for_the_claim_number() {
     let id = bench.insert(None).await;
     let first = only(bench.claim(bench.me, 10).await).token(bench.me);
     // Given back, and claimed again by the very same process.
-    assert_eq!(bench.store.release(&[(id, first)], Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(bench.store.release(&[(id, first)], Release::Now).await.unwrap(), 1);
     let second = only(bench.claim(bench.me, 10).await).token(bench.me);
     assert_eq!(bench.store.record(&[finished(id, first, dead())]).await.unwrap(), LATE);
-    assert_eq!(bench.store.release(&[(id, first)], Duration::ZERO).await.unwrap(), 0);
+    assert_eq!(bench.store.release(&[(id, first)], Release::Now).await.unwrap(), 0);
     assert_eq!(bench.store.record(&[finished(id, second, delivered())]).await.unwrap(), COUNTED);
     assert_eq!(bench.count("select count(*) from delivery where state = 'delivered'").await, 1);
 }
@@ -445,7 +446,9 @@ async fn a_key_stands_for_one_submission() {
     let stored = bench.store.store_events(&batch).await.unwrap();
     assert_eq!(stored, StoredBatch::Committed(vec![Stored::Repeat(first_id), Stored::New]));
     let stored = bench.store.store_events(&[event(&other, None)]).await.unwrap();
-    assert_eq!(stored, StoredBatch::Committed(vec![Stored::KeyReused]));
+    let fingerprint = submitted.fingerprint();
+    let reused = Stored::KeyReused { fingerprint, event_id: first_id };
+    assert_eq!(stored, StoredBatch::Committed(vec![reused]));
     assert_eq!(bench.count("select count(*) from event").await, 2);
 
     // A day later it is free again, whether or not it was cleaned away.

@@ -40,7 +40,6 @@ struct Flags {
 /// A running service.
 pub struct TestApp {
     pub base: String,
-    pub database: TestDatabase,
     pub store: Store,
     pub http: reqwest::Client,
     stop: CancellationToken,
@@ -67,7 +66,7 @@ impl TestApp {
         let run = tokio::spawn(app.run(stop.clone()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let store = database.store();
-        Self { base, database, store, http, stop, run: Some(AbortOnDropHandle::new(run)) }
+        Self { base, store, http, stop, run: Some(AbortOnDropHandle::new(run)) }
     }
 
     /// Stops in order, and fails the test if that fails.

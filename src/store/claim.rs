@@ -1,0 +1,208 @@
+//! What a process holds of a delivery, from its claim to its recorded result.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::dispatchers::DispatcherId;
+use crate::domain::{
+    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, TargetUrl,
+    attempt::Response, outcome::Failure, pacing::Held,
+};
+
+/// What a result must carry to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimToken {
+    /// The process that claimed.
+    pub owner: DispatcherId,
+    /// The claim's number within its delivery, from 1.
+    pub number: i32,
+}
+
+/// A delivery that this process holds. Not `Clone`: recording it consumes it.
+#[derive(Debug)]
+pub struct Claim {
+    /// Its id.
+    pub delivery_id: DeliveryId,
+    /// What a result must carry.
+    pub token: ClaimToken,
+    /// The event.
+    pub event_id: EventId,
+    /// The event's type, if told.
+    pub event_type: Option<String>,
+    /// The tenant.
+    pub application: ApplicationId,
+    /// What it shares its limits with.
+    pub lane: LaneId,
+    /// Where it goes.
+    pub target: TargetUrl,
+    /// The bytes to send.
+    pub payload: Bytes,
+    /// Attempts recorded before this one.
+    pub attempt_count: u32,
+    /// When it became due, by the database's clock.
+    pub scheduled_at: DateTime<Utc>,
+}
+
+impl Held for Claim {
+    fn lane(&self) -> LaneId {
+        self.lane
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload.len()
+    }
+}
+
+/// A row that has just been claimed; its payload is read apart, in portions.
+#[derive(Debug, sqlx::FromRow)]
+pub struct ClaimedRow {
+    delivery_id: Uuid,
+    claim_number: i32,
+    event_id: Uuid,
+    event_type: Option<String>,
+    application_id: Uuid,
+    lane_id: Uuid,
+    target_url: String,
+    attempt_count: i32,
+    due_at: DateTime<Utc>,
+    payload_bytes: i32,
+    /// Older than a delivery may be: it must be buried, not sent.
+    pub is_expired: bool,
+}
+
+impl ClaimedRow {
+    /// The row's delivery.
+    pub fn delivery_id(&self) -> DeliveryId {
+        DeliveryId::from_uuid(self.delivery_id)
+    }
+
+    /// The row's event, whose payload must be read.
+    pub fn event_id(&self) -> EventId {
+        EventId::from_uuid(self.event_id)
+    }
+
+    /// The row's lane.
+    pub fn lane(&self) -> LaneId {
+        LaneId::from_uuid(self.lane_id)
+    }
+
+    /// Its event's type, if told.
+    pub fn event_type(&self) -> Option<&str> {
+        self.event_type.as_deref()
+    }
+
+    /// When it became due.
+    pub fn due_at(&self) -> DateTime<Utc> {
+        self.due_at
+    }
+
+    /// How many bytes its payload has.
+    pub fn payload_bytes(&self) -> usize {
+        usize::try_from(self.payload_bytes).unwrap_or_default()
+    }
+
+    /// What a result must carry.
+    pub fn token(&self, owner: DispatcherId) -> ClaimToken {
+        ClaimToken { owner, number: self.claim_number }
+    }
+
+    /// The claim, once its payload is there. `Err` gives the row back if its target cannot be read.
+    pub fn into_claim(self, owner: DispatcherId, payload: Bytes) -> Result<Claim, Self> {
+        let Ok(target) = TargetUrl::parse(&self.target_url) else { return Err(self) };
+        Ok(Claim {
+            delivery_id: self.delivery_id(),
+            token: self.token(owner),
+            event_id: self.event_id(),
+            application: ApplicationId::from_uuid(self.application_id),
+            lane: self.lane(),
+            target,
+            payload,
+            attempt_count: self.attempt_count.unsigned_abs(),
+            scheduled_at: self.due_at,
+            event_type: self.event_type,
+        })
+    }
+}
+
+/// What follows from a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// The delivery has ended; `reason` unless it was delivered.
+    End {
+        /// `delivered`, `dead` or `cancelled`.
+        state: DeliveryState,
+        /// Why it was not delivered.
+        reason: Option<ErrorClass>,
+    },
+    /// It is due again after this delay, which the database adds to its own clock.
+    RetryAfter(Duration),
+}
+
+impl Next {
+    /// Whether the receiver took it.
+    pub fn is_delivered(&self) -> bool {
+        matches!(self, Self::End { state: DeliveryState::Delivered, .. })
+    }
+}
+
+/// One exchange, as it is kept.
+#[derive(Debug)]
+pub struct AttemptRecord {
+    /// Its id.
+    pub attempt_id: AttemptId,
+    /// When the delivery became due.
+    pub scheduled_at: DateTime<Utc>,
+    /// When it began, by the database's clock as sampled.
+    pub started_at: DateTime<Utc>,
+    /// How long it took.
+    pub duration: Duration,
+    /// The URL that was called.
+    pub request_url: String,
+    /// Header lines as sent, secrets redacted.
+    pub request_headers: String,
+    /// The answer, if there was one.
+    pub response: Option<Response>,
+    /// What went wrong; `None` if the receiver said 2xx.
+    pub failure: Option<Failure>,
+}
+
+/// A finished claim. `attempt` is absent where none was made (an expired delivery).
+#[derive(Debug)]
+pub struct Finished {
+    /// The delivery.
+    pub delivery_id: DeliveryId,
+    /// What the claim's result must carry.
+    pub token: ClaimToken,
+    /// Its lane, for wake-ups.
+    pub lane: LaneId,
+    /// The event's type, for the history.
+    pub event_type: Option<String>,
+    /// What follows.
+    pub next: Next,
+    /// What happened.
+    pub attempt: Option<AttemptRecord>,
+}
+
+/// What recording came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recorded {
+    /// Results that counted.
+    pub counted: usize,
+    /// Results whose claim was lost, or that had been recorded before.
+    pub late: usize,
+}
+
+/// When a claim that is given back is due again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// When it was: it keeps its place in the lane. The marks of other processes may hide it for
+    /// some seconds.
+    InPlace,
+    /// Now.
+    Now,
+    /// After a while.
+    After(Duration),
+}
