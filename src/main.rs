@@ -83,15 +83,11 @@ fn greet(app: &App) -> anyhow::Result<()> {
         Access::Key(_) => " -H \"Authorization: Bearer $ADMIN_API_KEY\"",
         Access::LoopbackOnly | Access::Anybody => "",
     };
-    let (body, target) = match &app.config().target_url {
-        Some(target) => (r#"{"payload": {"hello": "world"}}"#.to_owned(), target.to_string()),
-        None => {
-            let target = "https://example.com/webhook";
-            (
-                format!(r#"{{"payload": {{"hello": "world"}}, "target_url": "{target}"}}"#),
-                target.to_owned(),
-            )
-        }
+    let (body, target) = if let Some(target) = &app.config().target_url {
+        (r#"{"payload": {"hello": "world"}}"#.to_owned(), target.to_string())
+    } else {
+        let target = "https://example.com/webhook".to_owned();
+        (format!(r#"{{"payload": {{"hello": "world"}}, "target_url": "{target}"}}"#), target)
     };
     println!("listening on {base}; try:\n");
     println!(

@@ -117,7 +117,7 @@ struct Lane<T> {
 #[derive(Debug)]
 pub struct Lanes<T> {
     limits: Limits,
-    lanes: HashMap<LaneId, Lane<T>>,
+    by_id: HashMap<LaneId, Lane<T>>,
     /// Lanes with something to start and a free slot, each once.
     ring: VecDeque<LaneId>,
     /// Lanes with work in the database that have room for it, by the time when it is due.
@@ -167,7 +167,7 @@ impl<T: Held> Lanes<T> {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            lanes: HashMap::new(),
+            by_id: HashMap::new(),
             ring: VecDeque::new(),
             due: BTreeSet::new(),
             in_flight: 0,
@@ -182,11 +182,11 @@ impl<T: Held> Lanes<T> {
     pub fn reserve(&mut self, id: LaneId, bytes: usize, now: Instant) -> bool {
         if self.held >= self.limits.held_max
             || self.held_bytes + bytes > self.limits.held_bytes_max
-            || (self.lanes.len() >= LANES_MAX && !self.lanes.contains_key(&id))
+            || (self.by_id.len() >= LANES_MAX && !self.by_id.contains_key(&id))
         {
             return false;
         }
-        let lane = self.lanes.entry(id).or_default();
+        let lane = self.by_id.entry(id).or_default();
         let is_free = !lane.is_failing
             && !lane.is_claiming
             && !lane.is_paused(now)
@@ -210,7 +210,7 @@ impl<T: Held> Lanes<T> {
     /// takes none: the delivery is returned, with the rest of the pause, and its room is free.
     pub fn push(&mut self, delivery: T, now: Instant) -> Result<(), (T, Duration)> {
         let id = delivery.lane();
-        let lane = self.lanes.entry(id).or_default();
+        let lane = self.by_id.entry(id).or_default();
         if let Some(left) = lane.paused_until.and_then(|until| until.checked_duration_since(now))
             && !left.is_zero()
         {
@@ -229,7 +229,7 @@ impl<T: Held> Lanes<T> {
             return None;
         }
         while let Some(id) = self.ring.pop_front() {
-            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            let Some(lane) = self.by_id.get_mut(&id) else { continue };
             lane.is_in_ring = false;
             // A lane whose waiting deliveries were given back meanwhile is still in the ring.
             let Some(delivery) = lane.queued.pop_front() else { continue };
@@ -252,7 +252,7 @@ impl<T: Held> Lanes<T> {
         began: Instant,
         now: Instant,
     ) -> Vec<T> {
-        let Some(lane) = self.lanes.get_mut(&id) else { return Vec::new() };
+        let Some(lane) = self.by_id.get_mut(&id) else { return Vec::new() };
         lane.in_flight -= 1;
         self.in_flight -= 1;
         self.held -= 1;
@@ -290,7 +290,7 @@ impl<T: Held> Lanes<T> {
         self.in_flight -= 1;
         self.held -= 1;
         self.held_bytes -= bytes;
-        if let Some(lane) = self.lanes.get_mut(&id) {
+        if let Some(lane) = self.by_id.get_mut(&id) {
             lane.in_flight -= 1;
         }
         self.offer(id);
@@ -299,10 +299,10 @@ impl<T: Held> Lanes<T> {
 
     /// Notes that a lane has, or will have, work in the database.
     pub fn note_due(&mut self, id: LaneId, due: Instant) {
-        if self.lanes.len() >= LANES_MAX && !self.lanes.contains_key(&id) {
+        if self.by_id.len() >= LANES_MAX && !self.by_id.contains_key(&id) {
             return;
         }
-        let lane = self.lanes.entry(id).or_default();
+        let lane = self.by_id.entry(id).or_default();
         if lane.due.is_none_or(|known| due < known) {
             lane.due = Some(due);
         }
@@ -331,7 +331,7 @@ impl<T: Held> Lanes<T> {
         while free > 0 && plan.len() < lanes_max {
             let Some(&(due, id)) = self.due.first().filter(|&&(due, _)| due <= now) else { break };
             self.due.remove(&(due, id));
-            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            let Some(lane) = self.by_id.get_mut(&id) else { continue };
             lane.indexed = None;
             let quota = lane.window(&self.limits).saturating_sub(lane.held()).min(free);
             if quota == 0 {
@@ -354,7 +354,7 @@ impl<T: Held> Lanes<T> {
     pub fn settle_claim(&mut self, planned: &LaneQuota, got: &Claimed, now: Instant) -> bool {
         self.held_bytes += got.bytes;
         let is_exhausted = got.taken + got.left < planned.quota;
-        if let Some(lane) = self.lanes.get_mut(&planned.lane) {
+        if let Some(lane) = self.by_id.get_mut(&planned.lane) {
             lane.is_claiming = false;
             if got.left > 0 {
                 lane.mark = None;
@@ -372,7 +372,7 @@ impl<T: Held> Lanes<T> {
 
     /// Puts a lane whose claim failed back as due.
     pub fn abandon_claim(&mut self, planned: &LaneQuota, now: Instant) {
-        if let Some(lane) = self.lanes.get_mut(&planned.lane) {
+        if let Some(lane) = self.by_id.get_mut(&planned.lane) {
             lane.is_claiming = false;
             lane.due = Some(lane.due.map_or(now, |due| due.min(now)));
         }
@@ -388,13 +388,13 @@ impl<T: Held> Lanes<T> {
     pub fn drain_queued(&mut self) -> Vec<T> {
         self.ring.clear();
         let mut drained = Vec::new();
-        for lane in self.lanes.values_mut() {
+        for lane in self.by_id.values_mut() {
             lane.is_in_ring = false;
             drained.extend(lane.queued.drain(..));
         }
         self.held -= drained.len();
         self.held_bytes -= drained.iter().map(Held::bytes).sum::<usize>();
-        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        let lanes: Vec<LaneId> = self.by_id.keys().copied().collect();
         for id in lanes {
             self.reindex(id);
         }
@@ -404,7 +404,7 @@ impl<T: Held> Lanes<T> {
     /// Drops what is known of idle lanes. A failing lane is forgotten too: its next event is the
     /// probe that says how it is.
     pub fn forget_idle(&mut self, now: Instant) {
-        self.lanes.retain(|_, lane| {
+        self.by_id.retain(|_, lane| {
             lane.held() > 0 || lane.due.is_some() || lane.is_claiming || lane.is_paused(now)
         });
     }
@@ -421,7 +421,7 @@ impl<T: Held> Lanes<T> {
 
     fn release_reserved(&mut self, id: LaneId, count: usize) {
         self.held -= count;
-        if let Some(lane) = self.lanes.get_mut(&id) {
+        if let Some(lane) = self.by_id.get_mut(&id) {
             lane.reserved -= count;
         }
         self.reindex(id);
@@ -429,7 +429,7 @@ impl<T: Held> Lanes<T> {
 
     /// Puts a lane into the ring if it has something to start and a free slot.
     fn offer(&mut self, id: LaneId) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(lane) = self.by_id.get_mut(&id) else { return };
         if !lane.is_in_ring
             && !lane.queued.is_empty()
             && lane.in_flight < self.limits.lane_in_flight_max
@@ -442,7 +442,7 @@ impl<T: Held> Lanes<T> {
     /// Brings `due` up to date: a lane is in it while it has work in the database, no claim under
     /// way, and room for at least half a window, so that claims are not made of single rows.
     fn reindex(&mut self, id: LaneId) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(lane) = self.by_id.get_mut(&id) else { return };
         let has_room = lane.held() <= lane.window(&self.limits) / 2;
         let wanted = lane
             .due
@@ -711,10 +711,10 @@ mod tests {
         fill(&mut lanes, lane(1), 1, now);
         start_all(&mut lanes);
         lanes.forget_idle(now);
-        assert_eq!(lanes.lanes.len(), 1, "in flight");
+        assert_eq!(lanes.by_id.len(), 1, "in flight");
         lanes.finish(lane(1), 10, Verdict::Failing, now, now);
         lanes.forget_idle(now);
-        assert!(lanes.lanes.is_empty());
+        assert!(lanes.by_id.is_empty());
     }
 
     /// One step of a random life.
@@ -806,7 +806,7 @@ mod tests {
                 prop_assert_eq!(lanes.held_bytes, 10 * lanes.held());
                 prop_assert!(lanes.in_flight() <= LIMITS.in_flight_max);
                 prop_assert!(lanes.held() <= LIMITS.held_max);
-                for (id, of_lane) in &lanes.lanes {
+                for (id, of_lane) in &lanes.by_id {
                     // Whatever is due and has room will be planned: nothing waits for a restart.
                     if of_lane.due.is_some() && of_lane.held() == 0 && !of_lane.is_claiming {
                         prop_assert!(lanes.due.iter().any(|(_, due)| due == id));

@@ -91,7 +91,7 @@ fn given_key(headers: &HeaderMap) -> Option<&str> {
 /// The authority that the caller thinks it talks to: in the request line, or in `Host`.
 fn host(request: &Request) -> Option<&str> {
     let from_header = || request.headers().get(header::HOST)?.to_str().ok();
-    request.uri().authority().map(|authority| authority.as_str()).or_else(from_header)
+    request.uri().authority().map(hyper::http::uri::Authority::as_str).or_else(from_header)
 }
 
 /// Whether `host[:port]` names this machine's loopback.

@@ -112,7 +112,7 @@ impl Batcher {
             match self.store(submissions, &group, &mut routed, &mut answers).await {
                 Ok(()) => {}
                 Err(error) if error.is_outage() => {
-                    fill(&mut answers, &group, Rejected::Unavailable)
+                    fill(&mut answers, &group, Rejected::Unavailable);
                 }
                 Err(error) if group.len() == 1 => {
                     tracing::error!(%error, "an event was refused by the database");

@@ -110,6 +110,7 @@ impl ClaimedRow {
     }
 
     /// The claim, once its payload is there. `Err` gives the row back if its target cannot be read.
+    #[expect(clippy::result_large_err, reason = "the row is moved back, not reported")]
     pub fn into_claim(self, owner: DispatcherId, payload: Bytes) -> Result<Claim, Self> {
         let Ok(target) = TargetUrl::parse(&self.target_url) else { return Err(self) };
         Ok(Claim {

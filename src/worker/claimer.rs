@@ -21,7 +21,7 @@ use crate::{
     store::{
         StoreError,
         dispatchers::DispatcherId,
-        queue::{Claim, ClaimToken, ClaimedRow, Release},
+        queue::{Claim, ClaimToken, ClaimedRow, LaneHead, Release},
     },
     telemetry,
 };
@@ -146,7 +146,7 @@ impl Claimer {
             }
             drop(lanes);
             let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
-            self.cursor = heads.last().filter(|_| !is_last).map(|head| head.lane());
+            self.cursor = heads.last().filter(|_| !is_last).map(LaneHead::lane);
             if is_last {
                 return Ok(());
             }
@@ -172,7 +172,9 @@ impl Claimer {
                     // If rows were claimed all the same, the reconciliation finds them.
                     let now = Instant::now();
                     let mut lanes = self.shared.handover.lanes();
-                    plan.iter().for_each(|part| lanes.abandon_claim(part, now));
+                    for part in &plan {
+                        lanes.abandon_claim(part, now);
+                    }
                     return Err(error);
                 }
             };

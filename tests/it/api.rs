@@ -240,7 +240,7 @@ async fn one_key_used_at_once_makes_one_event() {
     for round in 0..5 {
         let key = format!("key-{round}");
         let bodies = (0..40).map(|n| {
-            let payload = if n % 4 == 3 { 1 } else { 0 };
+            let payload = i32::from(n % 4 == 3);
             json!({"payload": payload, "target_url": receiver.url("/"), "idempotency_key": key})
         });
         let bodies: Vec<_> = bodies.collect();

@@ -148,8 +148,8 @@ async fn broken_answers_are_told_apart() {
     let (exchange, _) =
         misdeed(Misdeed::Flood(b"HTTP/1.1 200 OK\r\nx-a: ".to_vec()), DEADLINE).await;
     assert_eq!(class(&exchange), ErrorClass::ResponseTooLarge);
-    let many: String = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
-    let many = format!("HTTP/1.1 200 OK\r\n{many}\r\n").into_bytes();
+    let many: Vec<_> = (0..200).map(|n| format!("x-{n}: y\r\n")).collect();
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", many.concat()).into_bytes();
     let (exchange, _) = misdeed(Misdeed::Write(many), DEADLINE).await;
     assert_eq!(class(&exchange), ErrorClass::ResponseTooLarge);
 }

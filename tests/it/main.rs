@@ -1,5 +1,8 @@
 //! The only integration binary: everything with Postgres, sockets or processes.
 
+#![expect(clippy::similar_names, reason = "what a receiver received is called so")]
+#![expect(clippy::type_complexity, reason = "tables of cases are tuples")]
+
 mod support;
 
 mod api;

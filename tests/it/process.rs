@@ -110,7 +110,7 @@ async fn a_crash_in_the_middle_loses_nothing_and_repeats_only_what_was_in_flight
     let halves = futures_util::future::join_all((0..16).map(|_| post_until(EVENTS / 2))).await;
     accepted.extend(halves.into_iter().flatten());
     // In the middle: the rest is being posted while the process dies.
-    let (_, rest) = tokio::join!(
+    let ((), rest) = tokio::join!(
         async {
             while next.load(Ordering::Relaxed) < EVENTS * 3 / 4 {
                 tokio::time::sleep(Duration::from_millis(5)).await; // not a race: any moment will do

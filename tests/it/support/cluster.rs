@@ -95,6 +95,7 @@ fn stop_with_this_process(data_dir: &Path) -> ChildStdin {
             sleep 0.3
         done
         rm -rf "$1""#;
+    #[expect(clippy::zombie_processes, reason = "it outlives this process on purpose")]
     let shell = Command::new("sh")
         .args(["-c", CLEAN_UP, "sh"])
         .arg(data_dir)
