@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use sqlx::postgres::PgConnectOptions;
 
@@ -30,6 +31,15 @@ const REQUEST_BODY_BYTES: std::ops::RangeInclusive<usize> = 1_024..=64 * 1024 * 
 const RESPONSE_BODY_BYTES: std::ops::RangeInclusive<usize> = 0..=1024 * 1024;
 /// The bounds of `HTTP_TIMEOUT`, in seconds.
 const HTTP_TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.1..=300.0;
+/// The bounds of `WORKER_POLL_INTERVAL`, in seconds: less is a busy loop, and more strands what a
+/// lost wake-up has left.
+const WORKER_POLL_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=60.0;
+/// The bounds of `IN_FLIGHT_MAX`: one lane may have half of it, and at least one request.
+const IN_FLIGHT: std::ops::RangeInclusive<usize> = 2..=100_000;
+const LANE_IN_FLIGHT: std::ops::RangeInclusive<usize> = 1..=10_000;
+/// What marks a secret as base64, and how many bytes it then has, as Standard Webhooks says.
+const SECRET_PREFIX: &str = "whsec_";
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
 /// Where the database is.
 #[derive(Debug, Clone)]
@@ -86,6 +96,8 @@ pub struct Config {
     pub response_body_max: usize,
     /// How long requests under way may finish at the end.
     pub shutdown_grace: Duration,
+    /// What is allowed, and hardly meant: to be logged once at start. No secret stands in it.
+    pub warnings: Vec<String>,
 }
 
 /// Why the service does not start. Each names the variable.
@@ -128,6 +140,26 @@ pub enum ConfigError {
         /// The variable.
         variable: &'static str,
     },
+    /// A half of the service, with a database that the other half cannot open.
+    #[error(
+        "ROLE={0} needs DATABASE_URL: a private Postgres is open to one process only, and the other \
+         half of the service would have nothing to share with this one"
+    )]
+    Alone(&'static str),
+    /// One endpoint that hangs could take every slot.
+    #[error(
+        "LANE_IN_FLIGHT_MAX ({lane}) must be at most half of IN_FLIGHT_MAX ({all}): one endpoint \
+         that hangs would hold up all others"
+    )]
+    Lane {
+        /// `LANE_IN_FLIGHT_MAX`.
+        lane: usize,
+        /// `IN_FLIGHT_MAX`.
+        all: usize,
+    },
+    /// A receiver could make a delivery expire.
+    #[error("RETRY_AFTER_MAX must be below DELIVERY_AGE_MAX")]
+    RetryAfter,
     /// Nowhere to keep the private Postgres.
     #[error("DATA_DIR must be set: neither HOME nor XDG_DATA_HOME say where your data belongs")]
     NoDataDir,
@@ -157,6 +189,11 @@ impl Settings {
         if horizon > delivery_age_max {
             return Err(ConfigError::Horizon { horizon, age_max: delivery_age_max });
         }
+        let retry_after_max = self.retry_after_max.duration();
+        if retry_after_max >= delivery_age_max {
+            return Err(ConfigError::RetryAfter);
+        }
+        let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
         Ok(Config {
             database: self.database(database_url)?,
             bind,
@@ -166,13 +203,13 @@ impl Settings {
             signs_with_default_secret: self.webhook_secret.0 == DEFAULT_SECRET,
             target_url: self.target(is_local_default, &addresses)?,
             addresses,
-            poll_interval: self.worker_poll_interval.duration(),
+            poll_interval: self.poll_interval()?,
             http_timeout,
             retry,
-            retry_after_max: self.retry_after_max.duration(),
+            retry_after_max,
             delivery_age_max,
-            in_flight_max: count("IN_FLIGHT_MAX", self.in_flight_max, 100_000)?,
-            lane_in_flight_max: count("LANE_IN_FLIGHT_MAX", self.lane_in_flight_max, 10_000)?,
+            in_flight_max,
+            lane_in_flight_max,
             retention: self.retention(delivery_age_max)?,
             request_body_max: within(
                 "REQUEST_BODY_MAX",
@@ -185,6 +222,7 @@ impl Settings {
                 &RESPONSE_BODY_BYTES,
             )?,
             shutdown_grace: self.shutdown_grace.duration(),
+            warnings: self.warnings(),
         })
     }
 
@@ -212,6 +250,11 @@ impl Settings {
                 bad("DATABASE_URL", "must look like postgres://user:password@host:5432/database")
             })?;
             return Ok(Database::External(Box::new(options)));
+        }
+        match self.role {
+            Role::All => {}
+            Role::Api => return Err(ConfigError::Alone("api")),
+            Role::Worker => return Err(ConfigError::Alone("worker")),
         }
         let around = &self.surroundings;
         let data_dir = match &self.data_dir {
@@ -297,11 +340,41 @@ impl Settings {
         }
     }
 
+    fn poll_interval(&self) -> Result<Duration, ConfigError> {
+        if WORKER_POLL_SECONDS.contains(&self.worker_poll_interval.0) {
+            Ok(self.worker_poll_interval.duration())
+        } else {
+            Err(bad("WORKER_POLL_INTERVAL", "must be 0.05 to 60 seconds"))
+        }
+    }
+
+    /// `IN_FLIGHT_MAX` and `LANE_IN_FLIGHT_MAX`.
+    fn in_flight(&self) -> Result<(usize, usize), ConfigError> {
+        let all = within("IN_FLIGHT_MAX", self.in_flight_max as usize, &IN_FLIGHT)?;
+        let lane = self.lane_in_flight_max as usize;
+        let lane = within("LANE_IN_FLIGHT_MAX", lane, &LANE_IN_FLIGHT)?;
+        if lane > all / 2 { Err(ConfigError::Lane { lane, all }) } else { Ok((all, lane)) }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if is_mistaken_for_base64(&self.webhook_secret.0) {
+            warnings.push(format!(
+                "WEBHOOK_SECRET begins with `{SECRET_PREFIX}`, but what follows is not the base64 \
+                 of {} to {} bytes: its text signs as it stands, and receivers that decode it will \
+                 refuse every signature",
+                SECRET_BYTES.start(),
+                SECRET_BYTES.end()
+            ));
+        }
+        warnings
+    }
+
     fn retention(&self, age_max: Duration) -> Result<Retention, ConfigError> {
         let history = self.retention_days.duration();
         let payload = self.payload_retention_days.map_or(history, Days::duration);
         // A day more, since whole days are dropped.
-        let least = age_max + Duration::from_secs(86_400);
+        let least = age_max + Duration::from_hours(24);
         if history < least {
             return Err(ConfigError::Retention { variable: "RETENTION_DAYS" });
         }
@@ -315,12 +388,11 @@ impl Settings {
     }
 }
 
-fn count(variable: &'static str, value: u32, max: u32) -> Result<usize, ConfigError> {
-    if (1..=max).contains(&value) {
-        Ok(value as usize)
-    } else {
-        Err(bad(variable, format!("must be 1 to {max}")))
-    }
+/// Whether a secret says that it is base64, and is not.
+fn is_mistaken_for_base64(secret: &str) -> bool {
+    secret.strip_prefix(SECRET_PREFIX).is_some_and(|text| {
+        !STANDARD.decode(text).is_ok_and(|bytes| SECRET_BYTES.contains(&bytes.len()))
+    })
 }
 
 fn within(
@@ -332,5 +404,89 @@ fn within(
         Ok(value)
     } else {
         Err(bad(variable, format!("must be {} to {}", range.start(), range.end())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    #[command(args_override_self = true)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn check(flags: &[&str]) -> Result<Config, ConfigError> {
+        let flags = ["test", "--data-dir=/nowhere", "--database-url="].iter().chain(flags);
+        Flags::try_parse_from(flags).unwrap().settings.check()
+    }
+
+    #[track_caller]
+    fn refused(flags: &[&str], variables: &[&str]) {
+        let message = check(flags).unwrap_err().to_string();
+        for variable in variables {
+            assert!(message.contains(variable), "{variable}: {message}");
+        }
+    }
+
+    #[test]
+    fn half_a_service_needs_a_database_that_both_halves_can_open() {
+        for role in ["api", "worker"] {
+            refused(&[&format!("--role={role}")], &[&format!("ROLE={role}"), "DATABASE_URL"]);
+            let url = "--database-url=postgres://u@h/d";
+            check(&[&format!("--role={role}"), url]).unwrap();
+        }
+        check(&["--role=all"]).unwrap();
+    }
+
+    #[test]
+    fn one_lane_has_half_of_the_slots_at_most() {
+        let both = ["LANE_IN_FLIGHT_MAX", "IN_FLIGHT_MAX (7)"];
+        refused(&["--in-flight-max=7", "--lane-in-flight-max=4"], &both);
+        let config = check(&["--in-flight-max=7", "--lane-in-flight-max=3"]).unwrap();
+        assert_eq!((config.in_flight_max, config.lane_in_flight_max), (7, 3));
+        check(&["--in-flight-max=2", "--lane-in-flight-max=1"]).unwrap();
+        refused(&["--in-flight-max=1", "--lane-in-flight-max=1"], &["IN_FLIGHT_MAX"]);
+        refused(&["--lane-in-flight-max=0"], &["LANE_IN_FLIGHT_MAX"]);
+    }
+
+    #[test]
+    fn the_poll_neither_spins_nor_strands() {
+        for seconds in ["0.000001", "0.049", "60.1", "86400"] {
+            refused(&[&format!("--worker-poll-interval={seconds}")], &["WORKER_POLL_INTERVAL"]);
+        }
+        for seconds in ["0.05", "60"] {
+            check(&[&format!("--worker-poll-interval={seconds}")]).unwrap();
+        }
+    }
+
+    #[test]
+    fn no_receiver_can_make_a_delivery_expire() {
+        let both = ["RETRY_AFTER_MAX", "DELIVERY_AGE_MAX"];
+        refused(&["--retry-after-max=864000"], &both);
+        check(&["--retry-after-max=863999"]).unwrap();
+    }
+
+    #[test]
+    fn a_secret_that_only_looks_like_base64_is_warned_of() {
+        let of = |bytes: usize| format!("whsec_{}", STANDARD.encode(vec![7; bytes]));
+        let cases = [
+            ("text".to_owned(), false),
+            (of(23), true),
+            (of(24), false),
+            (of(64), false),
+            (of(65), true),
+            ("whsec_hunter2".to_owned(), true),
+        ];
+        for (secret, is_warned_of) in cases {
+            let config = check(&[&format!("--webhook-secret={secret}")]).unwrap();
+            assert_eq!(config.warnings.len(), usize::from(is_warned_of), "{secret}");
+            assert!(config.warnings.iter().all(|text| text.contains("WEBHOOK_SECRET")));
+            assert!(config.warnings.iter().all(|text| !text.contains(&secret)), "it was shown");
+        }
     }
 }

@@ -26,7 +26,7 @@ pub struct Settings {
     /// Port to serve on, on all addresses; ignored if BIND is set.
     #[arg(long, env = "PORT")]
     pub port: Option<String>,
-    /// What this process does.
+    /// What this process does. A half needs DATABASE_URL.
     #[arg(long, env = "ROLE", value_enum, default_value = "all")]
     pub role: Role,
     /// Secret that signs explicit targets: `whsec_…`, or any text.
@@ -52,8 +52,8 @@ pub struct Settings {
     /// local default].
     #[arg(long, env = "REQUIRE_HTTPS")]
     pub require_https: Option<bool>,
-    /// The longest time without looking into the queue, in seconds; a backstop, not the normal way
-    /// to wake.
+    /// The longest time without looking into the queue, in seconds (0.05 to 60); a backstop, not the
+    /// normal way to wake.
     #[arg(long, env = "WORKER_POLL_INTERVAL", default_value = "1.5")]
     pub worker_poll_interval: Seconds,
     /// Deadline over one whole exchange with a receiver, in seconds (0.1 to 300).
@@ -68,16 +68,18 @@ pub struct Settings {
     /// Longest delay between two attempts, in seconds.
     #[arg(long, env = "BACKOFF_MAX_SECONDS", default_value = "21600")]
     pub backoff_max_seconds: Seconds,
-    /// The longest that a receiver's `Retry-After` can make us wait, in seconds.
+    /// The longest that a receiver's `Retry-After` can make us wait, in seconds; below
+    /// DELIVERY_AGE_MAX.
     #[arg(long, env = "RETRY_AFTER_MAX", default_value = "3600")]
     pub retry_after_max: Seconds,
     /// Age at which a delivery is given up whatever its attempts, in days.
     #[arg(long, env = "DELIVERY_AGE_MAX", default_value = "10")]
     pub delivery_age_max: Days,
-    /// Requests under way in all (1 to 100000).
+    /// Requests under way in all (2 to 100000).
     #[arg(long, env = "IN_FLIGHT_MAX", default_value = "4096")]
     pub in_flight_max: u32,
-    /// Requests under way to one lane: a subscription, or an explicit target's origin.
+    /// Requests under way to one lane: a subscription, or an explicit target's origin (1 to 10000, at
+    /// most half of IN_FLIGHT_MAX).
     #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "64")]
     pub lane_in_flight_max: u32,
     /// Days for which events, deliveries and attempts are kept.

@@ -292,6 +292,12 @@ fn contradictions_stop_the_start_and_name_the_variable() {
     check(&[("RETENTION_DAYS", "5")], "RETENTION_DAYS");
     check(&[("PAYLOAD_RETENTION_DAYS", "40")], "PAYLOAD_RETENTION_DAYS");
     check(&[("IN_FLIGHT_MAX", "0")], "IN_FLIGHT_MAX");
+    check(&[("IN_FLIGHT_MAX", "100"), ("LANE_IN_FLIGHT_MAX", "51")], "LANE_IN_FLIGHT_MAX");
+    check(&[("ROLE", "api")], "DATABASE_URL");
+    check(&[("ROLE", "worker")], "ROLE");
+    check(&[("WORKER_POLL_INTERVAL", "0.000001")], "WORKER_POLL_INTERVAL");
+    check(&[("WORKER_POLL_INTERVAL", "86400")], "WORKER_POLL_INTERVAL");
+    check(&[("RETRY_AFTER_MAX", "864000")], "RETRY_AFTER_MAX");
     check(&[("REQUEST_BODY_MAX", "1")], "REQUEST_BODY_MAX");
     check(&[("RESPONSE_BODY_MAX", "99999999")], "RESPONSE_BODY_MAX");
 }

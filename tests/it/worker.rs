@@ -165,7 +165,7 @@ async fn accepting_processes_wake_sending_ones() {
     let database = TestDatabase::new().await;
     // A poll that would come far too late: only the notification can be in time.
     let worker =
-        TestApp::on(database.clone(), &["--role=worker", "--worker-poll-interval=86400"]).await;
+        TestApp::on(database.clone(), &["--role=worker", "--worker-poll-interval=60"]).await;
     let api = TestApp::on(database, &["--role=api"]).await;
     for _ in 0..3 {
         let id = api.accept(&receiver.url("/")).await;
