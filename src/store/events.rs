@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded, dispatchers::DispatcherId};
@@ -79,8 +79,8 @@ impl Store {
     /// Without keys it is one statement, and so one round trip and one commit.
     pub async fn store_events(&self, events: &[NewEvent<'_>]) -> Result<StoredBatch, StoreError> {
         bounded(async {
+            let mut connection = self.pool.acquire().await?;
             if events.iter().all(|event| event.submission.idempotency_key.is_none()) {
-                let mut connection = self.pool.acquire().await?;
                 let all: Vec<_> = events.iter().collect();
                 return Ok(if insert_events(&mut connection, &all).await? {
                     StoredBatch::Committed(vec![Stored::New; events.len()])
@@ -88,7 +88,7 @@ impl Store {
                     StoredBatch::StaleRouting
                 });
             }
-            let mut transaction = self.pool.begin().await?;
+            let mut transaction = connection.begin().await?;
             let stored = reserve_keys(&mut transaction, events).await?;
             let new: Vec<_> = events
                 .iter()

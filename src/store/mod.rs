@@ -11,18 +11,16 @@ pub mod events;
 pub mod history;
 pub mod notify;
 pub mod partitions;
+mod pool;
 pub mod queue;
 mod record;
 
 use std::time::Duration;
 
-use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::{PgPool, postgres::PgConnectOptions};
 
-/// How long a caller waits for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+use self::pool::Pool;
+
 /// Longer than any statement of ours takes on a healthy server; a connection that exceeds it is
 /// given up, since the network may have swallowed it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,7 +28,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: PgPool,
+    pool: Pool,
 }
 
 /// Why a statement did not do its work.
@@ -106,25 +104,17 @@ impl Store {
     /// A store over its own pool. Connects when first used.
     pub fn connect_lazy(options: PgConnectOptions, connections_max: u32) -> Self {
         let options = options.application_name("webhook-dispatcher");
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(Duration::from_secs(600))
-            // A round trip before each statement would double the cost of the short ones. A broken
-            // connection shows at its first use, and every caller here can repeat.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
-        Self { pool }
+        Self { pool: Pool::connect_lazy(options, connections_max) }
     }
 
     /// The pool, for the tests.
     pub fn pool(&self) -> &PgPool {
-        &self.pool
+        self.pool.unbounded()
     }
 
     /// Brings the schema up to date. Safe from several processes at once.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        sqlx::migrate!().run(&self.pool).await.map_err(MigrateError)
+        sqlx::migrate!().run(self.pool.unbounded()).await.map_err(MigrateError)
     }
 
     /// Whether Postgres answers.
@@ -132,7 +122,7 @@ impl Store {
         bounded(async { Ok(sqlx::query("select 1").execute(&self.pool).await.map(|_| ())?) }).await
     }
 
-    /// Closes every connection, after the statements under way.
+    /// Closes every connection, after the statements under way. Waits for some seconds at most.
     pub async fn close(&self) {
         self.pool.close().await;
     }

@@ -24,10 +24,11 @@ impl Store {
         .await
     }
 
-    /// Begins to listen, on a connection of its own.
+    /// Begins to listen, on a connection of its own: it is held for good, and a swallowed one would
+    /// take a place in the pool for as long.
     pub async fn listen_due(&self) -> Result<DueListener, StoreError> {
         bounded(async {
-            let mut listener = PgListener::connect_with(&self.pool).await?;
+            let mut listener = PgListener::connect_with(&self.pool.apart()).await?;
             listener.listen(CHANNEL).await?;
             Ok(DueListener { listener })
         })

@@ -51,7 +51,8 @@ impl Store {
     /// Makes the days from yesterday to [`DAYS_AHEAD`] days from now. Ids carry the clock of the
     /// accepting process, so the day before and the day after today are never far.
     pub async fn make_partitions(&self) -> Result<Vec<String>, StoreError> {
-        let mut transaction = self.pool.begin().await?;
+        let mut connection = self.pool.acquire().await?;
+        let mut transaction = connection.begin().await?;
         sqlx::raw_sql(LOCK_TIMEOUT).execute(&mut *transaction).await?;
         sqlx::query("select pg_advisory_xact_lock($1)")
             .bind(ADVISORY_LOCK)
@@ -120,7 +121,7 @@ impl Store {
     /// its two phases it leaves a partition that only `finalize` can detach.
     async fn drop_partition(&self, table: &str, name: &str) -> Result<(), StoreError> {
         // A connection of its own, closed afterwards: the lock time-out is set for its session.
-        let mut connection = self.pool.acquire().await?.detach();
+        let mut connection = self.pool.unbounded().acquire().await?.detach();
         sqlx::raw_sql("set lock_timeout = '2s'").execute(&mut connection).await?;
         let concurrently = format!("alter table {table} detach partition {name} concurrently");
         if let Err(error) =

@@ -8,6 +8,7 @@ mod support;
 mod api;
 mod delivery;
 mod embedded_postgres;
+mod pool;
 mod process;
 mod queue;
 mod tidy;
