@@ -2,7 +2,7 @@
 //!
 //! Read [`queue`] first: it holds the protocol that keeps the promise. No statement here stays open
 //! across an HTTP exchange, and none depends on the state of a session, so a pooler in transaction
-//! mode may stand between.
+//! mode may stand between. The one exception is said in [`partitions`].
 
 pub mod applications;
 mod claim;
@@ -34,12 +34,12 @@ pub struct Store {
 /// Why a statement did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Postgres is away, restarting or out of connections: worth another try. Whether the
-    /// statement took effect is unknown.
-    #[error("the database cannot be reached: {0}")]
+    /// Postgres is away, restarting, out of connections, or does not let us in: worth another try.
+    /// Whether the statement took effect is unknown.
+    #[error("the database does not serve: {0}")]
     Unavailable(#[source] sqlx::Error),
-    /// No answer in [`STATEMENT_TIMEOUT`]. Whether the statement took effect is unknown.
-    #[error("the database did not answer in {} s", STATEMENT_TIMEOUT.as_secs())]
+    /// No answer in time. Whether the statement took effect is unknown.
+    #[error("the database did not answer in time")]
     TimedOut,
     /// A named constraint was violated.
     #[error("the constraint {name} was violated")]
@@ -50,7 +50,7 @@ pub enum StoreError {
     /// There is no partition for an id: it lies outside the days that were made.
     #[error("there is no partition for this id")]
     NoPartition,
-    /// Anything else that Postgres refused.
+    /// The values were refused, or what was answered could not be read: no better the next time.
     #[error("the database refused: {0}")]
     Refused(#[source] sqlx::Error),
 }
@@ -83,22 +83,28 @@ impl From<sqlx::Error> for StoreError {
             };
         };
         let code = refusal.code().unwrap_or_default();
-        match (code.as_ref(), refusal.constraint()) {
-            (_, Some(name)) => Self::Constraint { name: name.to_owned() },
+        match refusal.constraint() {
+            Some(name) => Self::Constraint { name: name.to_owned() },
             // Partition routing failed; no constraint is named.
-            ("23514", None) => Self::NoPartition,
-            // 08 connection, 53 resources, 57P0x shutdown and crash, 58 system, 40 rolled back,
-            // 55P03 a lock was not to be had, 25006 a standby.
-            (code, None)
-                if ["08", "53", "57P", "58", "40"].iter().any(|class| code.starts_with(class))
-                    || ["55P03", "25006"].contains(&code) =>
-            {
-                Self::Unavailable(error)
+            None if code == "23514" => Self::NoPartition,
+            None if DATA_CLASSES.iter().any(|class| code.starts_with(class)) => {
+                Self::Refused(error)
             }
-            _ => Self::Refused(error),
+            None => Self::Unavailable(error),
         }
     }
 }
+
+/// The classes of SQLSTATE that blame the values of a statement, which somebody then gives up: 21
+/// rows of one statement that collide, 22 data, 23 integrity, 54 a limit that they exceed.
+///
+/// All else is waited out, since it is not for a result to be lost, and so sent once more, because
+/// a password was rotated (28P01), a grant is missing (42501) or somebody cancelled (57014). That
+/// goes for undefined names and wrong syntax (42) too. No value can cause them, every statement here
+/// being constant in what they concern: it is a schema that another version has changed, which heals,
+/// or a mistake of ours, and then to stand still and say so harms no receiver, while giving results
+/// up would send the same deliveries again and again.
+const DATA_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
 
 impl Store {
     /// A store over its own pool. Connects when first used.
@@ -137,5 +143,105 @@ pub struct MigrateError(#[source] sqlx::migrate::MigrateError);
 async fn bounded<T>(
     statement: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    tokio::time::timeout(STATEMENT_TIMEOUT, statement).await.map_err(|_| StoreError::TimedOut)?
+    bounded_by(STATEMENT_TIMEOUT, statement).await
+}
+
+/// Runs a statement with a time-out of its own over it.
+async fn bounded_by<T>(
+    timeout: Duration,
+    statement: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(timeout, statement).await.map_err(|_| StoreError::TimedOut)?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, error::Error, fmt};
+
+    use sqlx::error::{DatabaseError, ErrorKind};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Refusal {
+        code: &'static str,
+        constraint: Option<&'static str>,
+    }
+
+    impl fmt::Display for Refusal {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.code)
+        }
+    }
+
+    impl Error for Refusal {}
+
+    impl DatabaseError for Refusal {
+        fn message(&self) -> &str {
+            self.code
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.code.into())
+        }
+
+        fn constraint(&self) -> Option<&str> {
+            self.constraint
+        }
+
+        fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    fn error(code: &'static str, constraint: Option<&'static str>) -> StoreError {
+        sqlx::Error::Database(Box::new(Refusal { code, constraint })).into()
+    }
+
+    #[test]
+    fn only_what_the_values_are_to_blame_for_is_given_up() {
+        let outages = [
+            "08006", "25006", "25P03", "26000", "28P01", "3D000", "40001", "40P01", "42501",
+            "42601", "42703", "42P01", "53300", "55000", "55P03", "57014", "57P01", "58030",
+            "XX000", "",
+        ];
+        for code in outages {
+            assert!(error(code, None).is_outage(), "{code}");
+        }
+        for code in ["21000", "22021", "22P02", "23502", "54000"] {
+            assert!(matches!(error(code, None), StoreError::Refused(_)), "{code}");
+        }
+        assert!(matches!(error("23514", None), StoreError::NoPartition));
+    }
+
+    #[test]
+    fn a_constraint_is_told_by_its_name() {
+        let repeat = error("23505", Some("event_20261121_pkey"));
+        assert!(repeat.is_repeat() && !repeat.is_outage(), "{repeat}");
+        let broken = error("23514", Some("delivery_queue_interruptions"));
+        assert!(matches!(broken, StoreError::Constraint { .. }) && !broken.is_repeat(), "{broken}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_no_outage_and_what_cannot_be_reached_is_one() {
+        assert!(!StoreError::from(sqlx::Error::RowNotFound).is_outage());
+        assert!(!StoreError::from(sqlx::Error::Decode("no uuid".into())).is_outage());
+        assert!(StoreError::from(sqlx::Error::PoolTimedOut).is_outage());
+        assert!(
+            StoreError::from(sqlx::Error::Io(std::io::ErrorKind::BrokenPipe.into())).is_outage()
+        );
+        assert!(StoreError::TimedOut.is_outage());
+    }
 }
