@@ -2,15 +2,16 @@
 //!
 //! A day is a range of ids. Making one never locks the history: the table is made on its own and
 //! then attached. Dropping one is first detached `concurrently`. Both wait for locks only shortly
-//! and are tried again at the next round, long before a day is missed.
+//! and are tried again at the next round, long before a day is missed. Either may be interrupted
+//! anywhere: what is there is read from the catalogue each time, so that the next round goes on.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, bounded, bounded_by};
 use crate::domain::ids;
 
 /// The partitioned tables, and whether each holds payloads.
@@ -19,15 +20,20 @@ const TABLES: [(&str, bool); 4] =
 /// How many days are made ahead of today.
 pub const DAYS_AHEAD: u64 = 3;
 /// How long DDL waits for a lock; everybody else waits behind it.
-const LOCK_TIMEOUT: &str = "set local lock_timeout = '2s'";
+const LOCK_TIMEOUT: &str = "lock_timeout = '2s'";
+/// Longer than it takes to make all days, or to drop one, on a healthy server. A connection that
+/// exceeds it is given up.
+const DDL_TIMEOUT: Duration = Duration::from_mins(1);
 /// How a day is vacuumed and analysed. It is written once and read by key until it is dropped, so
 /// statistics change no plan, and vacuuming for inserts freezes what is dropped long before it must
 /// be frozen. With the defaults, both cost more CPU than the inserts themselves while a day grew:
 /// 55 us a delivery became 100 to 130.
 const STORAGE: &str = "autovacuum_vacuum_insert_threshold = -1,
     autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 100000";
-/// Serialises the makers of partitions; any number that nothing else in the database uses.
-const ADVISORY_LOCK: i64 = 0x7768_6470_6172_7401;
+/// Serialise the makers and the droppers of partitions; any numbers that nothing else in the
+/// database uses. Two of them, so that a start never waits for a day that is being dropped.
+const MAKE_LOCK: i64 = 0x7768_6470_6172_7401;
+const DROP_LOCK: i64 = 0x7768_6470_6172_7402;
 
 /// How long the history is kept.
 #[derive(Debug, Clone, Copy)]
@@ -38,134 +44,214 @@ pub struct Retention {
     pub payload: Duration,
 }
 
-/// What a round of maintenance did.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct PartitionsChanged {
-    /// The tables that were made.
-    pub made: Vec<String>,
-    /// The tables that were dropped.
-    pub dropped: Vec<String>,
+/// A table that holds, or held, one day.
+struct DayTable {
+    name: String,
+    day: NaiveDate,
+    state: DayState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DayState {
+    Attached,
+    /// `detach concurrently` was interrupted between its two phases: rows find it no more, and only
+    /// `finalize` can detach it.
+    HalfDetached,
+    /// On its own: what is left where the detached table could not be dropped.
+    Detached,
 }
 
 impl Store {
     /// Makes the days from yesterday to [`DAYS_AHEAD`] days from now. Ids carry the clock of the
-    /// accepting process, so the day before and the day after today are never far.
+    /// accepting process, so the day before and the day after today are never far. Tells what it
+    /// made. That a lock was not to be had in time is an outage: worth another try.
     pub async fn make_partitions(&self) -> Result<Vec<String>, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let mut transaction = connection.begin().await?;
-        sqlx::raw_sql(LOCK_TIMEOUT).execute(&mut *transaction).await?;
-        sqlx::query("select pg_advisory_xact_lock($1)")
-            .bind(ADVISORY_LOCK)
-            .execute(&mut *transaction)
-            .await?;
-        let today: DateTime<Utc> =
-            sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
-        let first = today.date_naive() - Days::new(1);
-        let mut made = Vec::new();
-        for (table, _) in TABLES {
-            for offset in 0..=DAYS_AHEAD + 1 {
-                let day = first + Days::new(offset);
-                if make_partition(&mut transaction, table, day).await? {
-                    made.push(partition_name(table, day));
+        bounded_by(DDL_TIMEOUT, async {
+            let mut connection = self.pool.acquire().await?;
+            let mut transaction = connection.begin().await?;
+            // Before the lock time-out is set: nobody but another maker waits behind this one.
+            sqlx::query("select pg_advisory_xact_lock($1)")
+                .bind(MAKE_LOCK)
+                .execute(&mut *transaction)
+                .await?;
+            let lock_timeout = format!("set local {LOCK_TIMEOUT}");
+            sqlx::raw_sql(AssertSqlSafe(lock_timeout)).execute(&mut *transaction).await?;
+            let today: DateTime<Utc> =
+                sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
+            let first = today.date_naive() - Days::new(1);
+            let mut made = Vec::new();
+            for (table, _) in TABLES {
+                let there = day_tables(&mut transaction, table).await?;
+                for offset in 0..=DAYS_AHEAD + 1 {
+                    let day = first + Days::new(offset);
+                    let state = there.iter().find(|one| one.day == day).map(|one| one.state);
+                    if state != Some(DayState::Attached) {
+                        make_partition(&mut transaction, table, day, state).await?;
+                        made.push(partition_name(table, day));
+                    }
                 }
             }
-        }
-        transaction.commit().await?;
-        Ok(made)
+            transaction.commit().await?;
+            Ok(made)
+        })
+        .await
     }
 
-    /// Drops the days that are past their time, and of which nothing is left in the queue.
+    /// Drops the days that are past their time, and of which nothing is left in the queue; also
+    /// those that an earlier round has detached and then could not drop. Tells what it dropped:
+    /// nothing while another process is at it.
+    ///
+    /// A day that cannot be dropped holds up no other; the first error is told at the end.
     pub async fn drop_partitions(&self, retention: Retention) -> Result<Vec<String>, StoreError> {
-        let (now, oldest_queued): (DateTime<Utc>, Option<Uuid>) = sqlx::query_as(
-            "select now(), (select delivery_id from delivery_queue order by delivery_id limit 1)",
-        )
-        .fetch_one(&self.pool)
+        // `concurrently` cannot run in a transaction, and a lock of a session would be lost in a
+        // pooler. So one connection holds the lock in a transaction, in which it does nothing else,
+        // and another does the work.
+        let mut guard = self.pool.acquire().await?;
+        let mut lock = bounded(async { Ok(guard.begin().await?) }).await?;
+        let is_ours: bool = bounded(async {
+            let query = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(DROP_LOCK);
+            Ok(query.fetch_one(&mut *lock).await?)
+        })
         .await?;
-        let mut dropped = Vec::new();
-        for (table, is_payload) in TABLES {
-            let keep = if is_payload { retention.payload } else { retention.history };
-            for (name, day) in self.partitions_of(table).await? {
-                let end = lower_bound(day + Days::new(1));
-                let is_past = now.signed_duration_since(start_of(day + Days::new(1)))
-                    >= chrono::Duration::from_std(keep).unwrap_or(chrono::Duration::MAX);
-                // Whatever the settings say: a payload that is still to be sent stays.
-                let is_wanted = oldest_queued.is_some_and(|oldest| oldest < end);
-                if is_past && !is_wanted {
-                    self.drop_partition(table, &name).await?;
-                    dropped.push(name);
+        if !is_ours {
+            return Ok(Vec::new());
+        }
+        // Not lent, and closed afterwards: the lock time-out is set for its session.
+        let mut connection = bounded(async {
+            let mut connection = self.pool.unbounded().connect_options().connect().await?;
+            let lock_timeout = format!("set {LOCK_TIMEOUT}");
+            sqlx::raw_sql(AssertSqlSafe(lock_timeout)).execute(&mut connection).await?;
+            Ok(connection)
+        })
+        .await?;
+        let past = bounded(past_days(&mut connection, retention)).await?;
+        let (mut dropped, mut failure) = (Vec::new(), None);
+        for (table, one) in past {
+            match bounded_by(DDL_TIMEOUT, drop_day(&mut connection, table, &one)).await {
+                Ok(()) => dropped.push(one.name),
+                // The connection is in the middle of something: no more can be done on it.
+                Err(StoreError::TimedOut) => return Err(StoreError::TimedOut),
+                Err(error) => {
+                    tracing::debug!(%error, name = one.name, "a day was not dropped");
+                    failure.get_or_insert(error);
                 }
             }
         }
-        Ok(dropped)
-    }
-
-    async fn partitions_of(&self, table: &str) -> Result<Vec<(String, NaiveDate)>, StoreError> {
-        let names: Vec<String> = sqlx::query_scalar(
-            "select c.relname::text from pg_inherits i join pg_class c on c.oid = i.inhrelid
-             where i.inhparent = $1::regclass order by c.relname",
-        )
-        .bind(table)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(names
-            .into_iter()
-            .filter_map(|name| {
-                let day = name.strip_prefix(table)?.strip_prefix('_')?;
-                let day = NaiveDate::parse_from_str(day, "%Y%m%d").ok()?;
-                Some((name, day))
-            })
-            .collect())
-    }
-
-    /// Detaches and drops one day. `concurrently` cannot run in a transaction; interrupted between
-    /// its two phases it leaves a partition that only `finalize` can detach.
-    async fn drop_partition(&self, table: &str, name: &str) -> Result<(), StoreError> {
-        // A connection of its own, closed afterwards: the lock time-out is set for its session.
-        let mut connection = self.pool.unbounded().acquire().await?.detach();
-        sqlx::raw_sql("set lock_timeout = '2s'").execute(&mut connection).await?;
-        let concurrently = format!("alter table {table} detach partition {name} concurrently");
-        if let Err(error) =
-            sqlx::raw_sql(AssertSqlSafe(concurrently)).execute(&mut connection).await
-        {
-            tracing::debug!(%error, name, "detaching again");
-            let finalize = format!("alter table {table} detach partition {name} finalize");
-            sqlx::raw_sql(AssertSqlSafe(finalize)).execute(&mut connection).await?;
-        }
-        let drop = format!("drop table {name}");
-        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await?;
-        connection.close().await?;
-        Ok(())
+        // What was dropped is dropped, however this ends.
+        let _ = bounded(async { Ok(connection.close().await?) }).await;
+        failure.map_or(Ok(dropped), Err)
     }
 }
 
+/// The tables of one partitioned table's days, oldest first, told by their names.
+async fn day_tables(
+    connection: &mut PgConnection,
+    table: &str,
+) -> Result<Vec<DayTable>, StoreError> {
+    let rows: Vec<(String, bool, bool)> = sqlx::query_as(
+        "select c.relname::text, i.inhrelid is not null, coalesce(i.inhdetachpending, false)
+         from pg_class parent
+         join pg_class c on c.relnamespace = parent.relnamespace and c.relkind = 'r'
+         left join pg_inherits i on i.inhrelid = c.oid and i.inhparent = parent.oid
+         where parent.oid = $1::regclass
+           and c.relname ~ ('^' || parent.relname || '_[0-9]{8}$')
+           -- Not a partition of something else.
+           and (i.inhrelid is not null or not c.relispartition)
+         order by c.relname",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(name, is_child, is_pending)| {
+            let day = name.strip_prefix(table)?.strip_prefix('_')?;
+            let day = NaiveDate::parse_from_str(day, "%Y%m%d").ok()?;
+            let state = match (is_child, is_pending) {
+                (true, false) => DayState::Attached,
+                (true, true) => DayState::HalfDetached,
+                (false, _) => DayState::Detached,
+            };
+            Some(DayTable { name, day, state })
+        })
+        .collect())
+}
+
+/// The days that may be dropped, each with its partitioned table.
+async fn past_days(
+    connection: &mut PgConnection,
+    retention: Retention,
+) -> Result<Vec<(&'static str, DayTable)>, StoreError> {
+    let (now, oldest_queued): (DateTime<Utc>, Option<Uuid>) = sqlx::query_as(
+        "select now(), (select delivery_id from delivery_queue order by delivery_id limit 1)",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let mut past = Vec::new();
+    for (table, is_payload) in TABLES {
+        let keep = if is_payload { retention.payload } else { retention.history };
+        for one in day_tables(connection, table).await? {
+            let next_day = one.day + Days::new(1);
+            let is_past = now.signed_duration_since(start_of(next_day))
+                >= chrono::Duration::from_std(keep).unwrap_or(chrono::Duration::MAX);
+            // Whatever the settings say: a payload that is still to be sent stays.
+            let is_wanted = oldest_queued.is_some_and(|oldest| oldest < lower_bound(next_day));
+            if is_past && !is_wanted {
+                past.push((table, one));
+            }
+        }
+    }
+    Ok(past)
+}
+
+/// Detaches and drops one day, from wherever an earlier round has left it.
+async fn drop_day(
+    connection: &mut PgConnection,
+    table: &str,
+    one: &DayTable,
+) -> Result<(), StoreError> {
+    let name = &one.name;
+    let detach = match one.state {
+        DayState::Attached => {
+            Some(format!("alter table {table} detach partition {name} concurrently"))
+        }
+        DayState::HalfDetached => {
+            Some(format!("alter table {table} detach partition {name} finalize"))
+        }
+        DayState::Detached => None,
+    };
+    // One by one: several in one message would be a transaction.
+    for statement in detach.into_iter().chain([format!("drop table {name}")]) {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Makes one day, or attaches the table again that an interrupted drop has left of it.
 async fn make_partition(
     connection: &mut PgConnection,
     table: &str,
     day: NaiveDate,
-) -> Result<bool, StoreError> {
+    state: Option<DayState>,
+) -> Result<(), StoreError> {
     let name = partition_name(table, day);
-    let exists: bool = sqlx::query_scalar(
-        "select exists (select from pg_inherits
-                        where inhparent = $1::regclass and inhrelid = to_regclass($2))",
-    )
-    .bind(table)
-    .bind(&name)
-    .fetch_one(&mut *connection)
-    .await?;
-    if exists {
-        return Ok(false);
-    }
     let from = lower_bound(day);
     let to = lower_bound(day + Days::new(1));
-    // A table of this name that is not attached is what an interrupted drop left: an old day, which
-    // is not made again. `create table` then fails, and says so.
-    let make = format!(
-        "create table {name} (like {table} including defaults including constraints)
-             with ({STORAGE});
-         alter table {table} attach partition {name} for values from ('{from}') to ('{to}')"
+    let make = match state {
+        None => format!(
+            "create table {name} (like {table} including defaults including constraints)
+                 with ({STORAGE});"
+        ),
+        Some(DayState::HalfDetached) => {
+            format!("alter table {table} detach partition {name} finalize;")
+        }
+        Some(DayState::Detached | DayState::Attached) => String::new(),
+    };
+    let attach = format!(
+        "alter table {table} attach partition {name} for values from ('{from}') to ('{to}')"
     );
-    sqlx::raw_sql(AssertSqlSafe(make)).execute(connection).await?;
-    Ok(true)
+    sqlx::raw_sql(AssertSqlSafe(make + &attach)).execute(connection).await?;
+    Ok(())
 }
 
 fn partition_name(table: &str, day: NaiveDate) -> String {

@@ -8,6 +8,7 @@ mod support;
 mod api;
 mod delivery;
 mod embedded_postgres;
+mod partitions;
 mod pool;
 mod process;
 mod queue;
