@@ -24,6 +24,7 @@ use crate::domain::{
     address::AddressPolicy,
     attempt::Response,
     outcome::{Failure, classify},
+    target::literal_address,
 };
 
 /// How long a connection may idle before it is closed.
@@ -161,29 +162,23 @@ impl Seen {
     }
 }
 
-/// Reads a body up to `max` bytes; a longer one is cut, and its connection with it.
+/// Reads a body up to `max` bytes and no further: whether it would have ended there is not waited
+/// for. What is longer is cut, and its connection with it. A body of just `max` bytes counts as cut
+/// too, unless its length was told beforehand.
 async fn read_body(
     answer: &mut reqwest::Response,
     max: usize,
     seen: &mut Seen,
 ) -> Result<(), reqwest::Error> {
-    while let Some(chunk) = answer.chunk().await? {
+    // Before it is read; later it is the length of the rest.
+    let length = answer.content_length();
+    while seen.body.len() < max {
+        let Some(chunk) = answer.chunk().await? else { return Ok(()) };
         let room = max - seen.body.len();
         seen.body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if chunk.len() > room {
-            seen.is_truncated = true;
-            break;
-        }
     }
+    seen.is_truncated = length != u64::try_from(max).ok();
     Ok(())
-}
-
-fn literal_address(url: &url::Url) -> Option<std::net::IpAddr> {
-    match url.host()? {
-        url::Host::Ipv4(ip) => Some(ip.into()),
-        url::Host::Ipv6(ip) => Some(ip.into()),
-        url::Host::Domain(_) => None,
-    }
 }
 
 fn kept_headers(headers: &HeaderMap) -> String {

@@ -82,11 +82,7 @@ impl TargetUrl {
 
     /// The address, if the host is one rather than a name. No resolver ever sees such a host.
     pub fn literal_address(&self) -> Option<IpAddr> {
-        match self.0.host()? {
-            Host::Ipv4(ip) => Some(ip.into()),
-            Host::Ipv6(ip) => Some(ip.into()),
-            Host::Domain(_) => None,
-        }
+        literal_address(&self.0)
     }
 
     /// The lane of explicit targets at this origin (scheme, host, port) within an application:
@@ -101,6 +97,15 @@ impl TargetUrl {
         let digest = hash.finalize();
         let bytes: [u8; 16] = digest[..16].try_into().expect("a SHA-256 digest has 32 bytes");
         LaneId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
+/// The address, if the host of a URL is one rather than a name.
+pub fn literal_address(url: &Url) -> Option<IpAddr> {
+    match url.host()? {
+        Host::Ipv4(ip) => Some(ip.into()),
+        Host::Ipv6(ip) => Some(ip.into()),
+        Host::Domain(_) => None,
     }
 }
 

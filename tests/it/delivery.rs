@@ -113,6 +113,22 @@ async fn a_long_body_is_cut_and_the_status_decides() {
     assert_eq!((response.body.len(), response.is_truncated), (1_000, false));
 }
 
+/// Nothing is waited for after the cap, so what does not end there has been received all the same.
+#[tokio::test]
+async fn reading_stops_at_the_cap() {
+    // One chunk of 1,000 bytes, and then a second one whose head never ends.
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let full = format!("{head}3e8\r\n{}\r\n5;", "y".repeat(1_000)).into_bytes();
+    let (exchange, _) = misdeed(Misdeed::Drip(full), SHORT).await;
+    assert_eq!(exchange.outcome, Outcome::Delivered);
+    let response = exchange.response.unwrap();
+    assert_eq!((response.body.len(), response.is_truncated), (1_000, true), "there may be more");
+
+    let short = format!("{head}3e7\r\n{}\r\n5;", "y".repeat(999)).into_bytes();
+    let (exchange, _) = misdeed(Misdeed::Drip(short), SHORT).await;
+    assert_eq!(class(&exchange), ErrorClass::Timeout, "neither at its end nor at the cap");
+}
+
 #[tokio::test]
 async fn an_endless_body_is_cut_at_once() {
     let head = b"HTTP/1.1 500 No\r\ncontent-type: text/plain\r\n\r\n".to_vec();
