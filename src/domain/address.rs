@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::TargetUrl;
+
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
@@ -75,6 +77,12 @@ pub enum AddressRefused {
         /// What its block is for.
         kind: &'static str,
     },
+    /// Plain http to a name, whatever it leads to.
+    #[error(
+        "a name may be called over https only; ALLOWED_TARGET_CIDRS can allow http to the addresses \
+         it leads to, REQUIRE_HTTPS=false to all"
+    )]
+    NameNotEncrypted,
     /// Plain http to an address that is not in `ALLOWED_TARGET_CIDRS`.
     #[error(
         "{address} may be called over https only; ALLOWED_TARGET_CIDRS can allow http to it, \
@@ -100,9 +108,17 @@ impl AddressPolicy {
         Self { allowed, requires_https }
     }
 
-    /// Whether http to a public address is refused.
-    pub fn requires_https(&self) -> bool {
-        self.requires_https
+    /// Decides on a target before anything is called: what is refused here can never be delivered.
+    /// A name's addresses are vetted when it is called, since they may change until then.
+    pub fn vet_target(&self, target: &TargetUrl) -> Result<(), AddressRefused> {
+        match target.literal_address() {
+            Some(address) => self.vet(address, target.is_https()),
+            // A name may lead to an allowed block, if there are any.
+            None if self.requires_https && !target.is_https() && self.allowed.is_empty() => {
+                Err(AddressRefused::NameNotEncrypted)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Decides on the address that a connection would go to.
@@ -244,6 +260,27 @@ mod tests {
         let lax = AddressPolicy::new(vec![], false);
         assert!(vet(&lax, "8.8.8.8", false));
         assert!(!vet(&lax, "127.0.0.1", false));
+    }
+
+    #[test]
+    fn a_target_is_refused_if_no_address_could_make_it_good() {
+        #[track_caller]
+        fn check(allowed: &[&str], requires_https: bool, text: &str, is_good: bool) {
+            let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
+            let target = TargetUrl::parse(text).unwrap();
+            let vetted = AddressPolicy::new(allowed, requires_https).vet_target(&target);
+            assert_eq!(vetted.is_ok(), is_good, "{text}: {vetted:?}");
+            if let Err(refused) = vetted {
+                assert!(refused.to_string().contains("ALLOWED_TARGET_CIDRS"), "{refused}");
+            }
+        }
+        check(&[], true, "http://a.example/", false);
+        check(&["10.0.0.0/8"], true, "http://a.example/", true);
+        check(&[], false, "http://a.example/", true);
+        check(&[], true, "https://a.example/", true);
+        check(&[], false, "https://10.0.0.1/", false);
+        check(&["10.0.0.0/8"], true, "http://10.0.0.1/", true);
+        check(&["10.0.0.0/8"], true, "http://8.8.8.8/", false);
     }
 
     #[test]

@@ -108,16 +108,13 @@ fn agreed_key(header: Option<String>, body: Option<String>) -> Result<Option<Str
     }
 }
 
-/// Refuses at once what is known to be refused later. A name's addresses are vetted when it is
-/// called, since they may change until then.
+/// Refuses at once what is known to be refused later.
 fn checked_target(text: &str, addresses: &AddressPolicy) -> Result<TargetUrl, ApiError> {
     let target = TargetUrl::parse(text)
         .map_err(|error| ApiError::Invalid(format!("`target_url` {error}")))?;
-    if let Some(address) = target.literal_address() {
-        addresses
-            .vet(address, target.is_https())
-            .map_err(|refused| ApiError::TargetRefused(refused.to_string()))?;
-    }
+    addresses
+        .vet_target(&target)
+        .map_err(|refused| ApiError::TargetRefused(refused.to_string()))?;
     Ok(target)
 }
 
