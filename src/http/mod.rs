@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::State,
-    http::{HeaderName, HeaderValue},
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
+use tower::util::MapRequest;
 
 use crate::{
     domain::{TargetUrl, address::AddressPolicy},
@@ -74,15 +75,16 @@ impl std::ops::Deref for ApiState {
 /// Probes come without keys.
 const PROBES: [&str; 3] = ["/health", "/livez", "/readyz"];
 
+/// All routes, behind [`without_trailing_slash`]: an axum layer would come after the routing.
+pub type Routes = MapRequest<Router, fn(Request) -> Request>;
+
 /// All routes. One layer is around them all: see [`gate`].
-pub fn router(state: ApiState) -> Router {
+pub fn router(state: ApiState) -> Routes {
     let events = Router::new()
         .route("/events", get(events::list).post(events::create))
-        .route("/events/", get(events::list).post(events::create))
-        .route("/events/{id}", get(events::show))
-        .route("/events/{id}/", get(events::show));
+        .route("/events/{id}", get(events::show));
     let routes = if state.accepts_events { events } else { Router::new() };
-    routes
+    let routes = routes
         .route("/metrics", get(health::metrics))
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
@@ -90,16 +92,32 @@ pub fn router(state: ApiState) -> Router {
         .route("/livez", get(health::health))
         .route("/readyz", get(health::ready))
         .layer(middleware::from_fn_with_state(state.clone(), gate))
-        .with_state(state)
+        .with_state(state);
+    MapRequest::new(routes, without_trailing_slash)
+}
+
+/// Makes `/events/` mean `/events`, once and for all who look at the path: the access check sees
+/// what the router sees. Of several slashes only one goes.
+fn without_trailing_slash(mut request: Request) -> Request {
+    let uri = request.uri();
+    let Some(path) = uri.path().strip_suffix('/').filter(|path| !path.is_empty()) else {
+        return request;
+    };
+    let path_and_query = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = path_and_query.parse().ok();
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
 /// Checks who calls, before anybody learns from a 404 which routes there are, and gives every
 /// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
-async fn gate(
-    State(state): State<ApiState>,
-    request: axum::extract::Request,
-    next: Next,
-) -> Response {
+async fn gate(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).filter(|value| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.to_str().is_ok()
     });
@@ -115,4 +133,29 @@ async fn gate(
     };
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn one_trailing_slash_of_the_path_goes() {
+        #[track_caller]
+        fn check(given: &str, expected: &str) {
+            let request = Request::builder().uri(given).body(Body::empty()).unwrap();
+            assert_eq!(without_trailing_slash(request).uri().to_string(), expected);
+        }
+        check("/events/", "/events");
+        check("/events/?limit=1&cursor=/", "/events?limit=1&cursor=/");
+        check("http://localhost:8000/events/", "http://localhost:8000/events");
+        check("/events/%2F", "/events/%2F");
+        check("/events?a=/", "/events?a=/");
+        check("/health//", "/health/");
+        check("/", "/");
+        check("//", "/");
+        check("*", "*");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use hyper::{Request, body::Incoming, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -14,6 +14,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
+
+use super::Routes;
 
 /// How many connections are served at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -28,7 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// within `grace`.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    routes: Routes,
     stop: CancellationToken,
     grace: Duration,
 ) {
@@ -43,11 +45,11 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                let router = router.clone();
+                let routes = routes.clone();
                 let (stop, cut_off) = (stop.clone(), cut_off.clone());
                 connections.spawn(async move {
                     tokio::select! {
-                        () = connection(stream, router, stop) => {}
+                        () = connection(stream, routes, stop) => {}
                         () = cut_off.cancelled() => {}
                     }
                     drop(slot);
@@ -68,11 +70,11 @@ pub async fn serve(
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn connection(stream: TcpStream, routes: Routes, stop: CancellationToken) {
     // Answers are small and wait for nothing.
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(
-        router.map_request(|request: Request<Incoming>| request.map(Body::new)),
+        routes.map_request(|request: Request<Incoming>| request.map(Body::new)),
     );
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
