@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     Json,
-    extract::{Path, Request, State},
+    extract::{Request, State},
     http::StatusCode,
 };
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::{
     ApiError, ApiState,
-    extract::{self, IdempotencyHeader, Query},
+    extract::{self, EventPath, IdempotencyHeader, Query},
 };
 use crate::{
     domain::{
@@ -262,9 +262,8 @@ pub struct ResponseBody {
 /// Shows one event.
 pub async fn show(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    EventPath(id): EventPath,
 ) -> Result<Json<EventDetailBody>, ApiError> {
-    let id: EventId = id.parse().map_err(|_| ApiError::EventNotFound)?;
     let detail = state.store.event_detail(DEFAULT_APPLICATION, id).await?;
     Ok(Json(detail.ok_or(ApiError::EventNotFound)?.into()))
 }
