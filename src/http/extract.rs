@@ -49,6 +49,20 @@ pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     })
 }
 
+/// How long a part of a body may be to be copied in any case: a buffer of the HTTP server, of which
+/// a small body is a slice, is no smaller.
+const COPIED_BYTES_MAX: usize = 8 * 1024;
+
+/// A part of a body, to be kept after the request: a slice, unless that would keep far more in
+/// memory than it shows, such as a mebibyte of blanks around one digit.
+pub fn part_of(body: &Bytes, part: &str) -> Bytes {
+    if part.len() <= COPIED_BYTES_MAX || part.len() < body.len() / 2 {
+        Bytes::copy_from_slice(part.as_bytes())
+    } else {
+        body.slice_ref(part.as_bytes())
+    }
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else {
         return false;
@@ -141,6 +155,21 @@ mod tests {
         for bad in ["", "x", "AAAA", "AgGZ1OASNHq8je8BI0VniQ", "evt_1", "é"] {
             assert!(event_of(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_small_part_of_a_body_does_not_keep_all_of_it() {
+        #[track_caller]
+        fn check(part_bytes: usize, body_bytes: usize, is_slice: bool) {
+            let body = Bytes::from(vec![b'x'; body_bytes]);
+            let part = part_of(&body, std::str::from_utf8(&body[..part_bytes]).unwrap());
+            assert_eq!(part, body[..part_bytes]);
+            assert_eq!(part.as_ptr() == body.as_ptr(), is_slice);
+        }
+        check(1, 1024 * 1024, false);
+        check(500 * 1024, 1024 * 1024, false);
+        check(1024 * 1024, 1024 * 1024 + 100, true);
+        check(100, 120, false);
     }
 
     #[test]
