@@ -256,6 +256,7 @@ pub struct ResponseBody {
     headers: BTreeMap<String, String>,
     /// Bytes that are not UTF-8 are replaced.
     body: String,
+    /// Whether there was, or may have been, more than is shown here.
     is_truncated: bool,
 }
 

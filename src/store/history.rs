@@ -9,13 +9,17 @@ use crate::domain::{
     ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, ids,
 };
 
-/// How many events one page looks at when a filter needs their status. A page of a rare status can
-/// so be short, or empty, and still have a next one.
+/// How many events one page looks at when it is filtered by status, type or subject, which no index
+/// knows. A page of what is rare can so be short, or empty, and still have a next one.
 pub const EVENTS_SCANNED_MAX: i64 = 1_000;
 /// How many deliveries of one event are shown with it.
 pub const DELIVERIES_SHOWN_MAX: i64 = 250;
-/// How many attempts are shown with one event, the latest of each delivery first.
-pub const ATTEMPTS_SHOWN_MAX: i64 = 5_000;
+/// How many attempts are shown with one event: the latest over its deliveries that are shown.
+pub const ATTEMPTS_SHOWN_MAX: i64 = 1_000;
+/// How many bytes of answers, headers and bodies together, are shown with one event: those of the
+/// latest attempts. Of earlier ones the status alone is shown, and the body counts as truncated.
+/// The largest body that can be kept fits in.
+pub const ANSWER_BYTES_SHOWN_MAX: i64 = 2 * 1024 * 1024;
 
 /// Which events a list shows.
 #[derive(Debug, Clone, Default)]
@@ -129,11 +133,11 @@ pub struct AttemptRow {
     pub request_headers: String,
     /// The answer's status.
     pub response_status: Option<i16>,
-    /// Header lines as received.
+    /// Header lines as received; `None` also over [`ANSWER_BYTES_SHOWN_MAX`].
     pub response_headers: Option<String>,
-    /// The first bytes of the answer's body.
+    /// The first bytes of the answer's body; `None` also over [`ANSWER_BYTES_SHOWN_MAX`].
     pub response_body: Option<Vec<u8>>,
-    /// Whether there was more.
+    /// Whether there is more than is shown.
     pub response_truncated: bool,
     /// What went wrong, if anything.
     pub error_class: Option<String>,
@@ -164,7 +168,8 @@ pub struct EventDetail {
     pub payload: Option<Vec<u8>>,
     /// Its deliveries, at most [`DELIVERIES_SHOWN_MAX`].
     pub deliveries: Vec<DeliveryRow>,
-    /// Their attempts, in the order of deliveries and then of time.
+    /// Their latest attempts, at most [`ATTEMPTS_SHOWN_MAX`], in the order of deliveries and then
+    /// of time.
     pub attempts: Vec<AttemptRow>,
 }
 
@@ -210,18 +215,25 @@ impl Store {
         filter: &EventFilter,
         limit: usize,
     ) -> Result<EventPage, StoreError> {
-        let scan = if filter.status.is_some() {
+        // A status is known only of rows that were read, so they are all read.
+        let rows_max = if filter.status.is_some() {
             EVENTS_SCANNED_MAX
         } else {
             i64::try_from(limit).unwrap_or(i64::MAX) + 1
         };
+        // Of a type or subject that is rare, even a few rows could take a walk through all history.
+        let scan_end = if filter.event_type.is_some() || filter.subject.is_some() {
+            self.scan_end(application, filter).await?
+        } else {
+            None
+        };
         let mut rows: Vec<EventRow> = bounded(async {
-            let mut query = page_query(application, filter, scan);
+            let mut query = page_query(application, filter, scan_end, rows_max);
             Ok(query.build_query_as().fetch_all(&self.pool).await?)
         })
         .await?;
-        let is_last = i64::try_from(rows.len()).unwrap_or(i64::MAX) < scan;
-        let last_scanned = rows.last().map(EventRow::event_id);
+        let is_full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= rows_max;
+        let last_row = rows.last().map(EventRow::event_id);
         if let Some(status) = filter.status {
             rows.retain(|row| row.status() == status);
         }
@@ -229,12 +241,29 @@ impl Store {
         rows.truncate(limit);
         let next = if has_more {
             rows.last().map(EventRow::event_id)
-        } else if is_last {
-            None
+        } else if is_full {
+            last_row
         } else {
-            last_scanned
+            scan_end
         };
         Ok(EventPage { events: rows, next })
+    }
+
+    /// The last of the events that one page looks at; `None` if it may look at all that is left.
+    async fn scan_end(
+        &self,
+        application: ApplicationId,
+        filter: &EventFilter,
+    ) -> Result<Option<EventId>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select event_id from event");
+            push_range(&mut query, application, filter);
+            query.push(" order by event_id desc limit 1 offset ");
+            query.push_bind(EVENTS_SCANNED_MAX - 1);
+            let end: Option<Uuid> = query.build_query_scalar().fetch_optional(&self.pool).await?;
+            Ok(end.map(EventId::from_uuid))
+        })
+        .await
     }
 
     /// One event of an application with its deliveries and attempts.
@@ -251,17 +280,20 @@ impl Store {
                     .bind(id.uuid())
                     .fetch_optional(&self.pool)
                     .await?;
-            let deliveries = sqlx::query_as(EVENT_DELIVERIES)
+            let deliveries: Vec<DeliveryRow> = sqlx::query_as(EVENT_DELIVERIES)
                 .bind(low.uuid())
                 .bind(high.uuid())
                 .bind(id.uuid())
                 .bind(DELIVERIES_SHOWN_MAX)
                 .fetch_all(&self.pool)
                 .await?;
+            // Deliveries that are not shown must not take the places of these.
+            let last_shown = deliveries.last().map_or(high, DeliveryRow::delivery_id);
             let attempts = sqlx::query_as(EVENT_ATTEMPTS)
                 .bind(low.uuid())
-                .bind(high.uuid())
+                .bind(last_shown.uuid())
                 .bind(ATTEMPTS_SHOWN_MAX)
+                .bind(ANSWER_BYTES_SHOWN_MAX)
                 .fetch_all(&self.pool)
                 .await?;
             Ok(Some(EventDetail { event, payload, deliveries, attempts }))
@@ -288,11 +320,33 @@ impl Store {
 fn page_query(
     application: ApplicationId,
     filter: &EventFilter,
-    scan: i64,
+    scan_end: Option<EventId>,
+    rows_max: i64,
 ) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::<Postgres>::new("with scanned as (select ");
-    query.push(SCANNED_COLUMNS).push(" from event where application_id = ");
-    query.push_bind(application.uuid());
+    query.push(SCANNED_COLUMNS).push(" from event");
+    push_range(&mut query, application, filter);
+    if let Some(scan_end) = scan_end {
+        query.push(" and event_id >= ").push_bind(scan_end.uuid());
+    }
+    if let Some(event_type) = &filter.event_type {
+        query.push(" and type = ").push_bind(event_type.clone());
+    }
+    if let Some(subject) = &filter.subject {
+        query.push(" and subject = ").push_bind(subject.clone());
+    }
+    query.push(" order by event_id desc limit ").push_bind(rows_max).push(")");
+    query.push(EVENT_SUMMARY).push(" order by event.event_id desc");
+    query
+}
+
+/// The conditions that are ranges of the key.
+fn push_range(
+    query: &mut QueryBuilder<Postgres>,
+    application: ApplicationId,
+    filter: &EventFilter,
+) {
+    query.push(" where application_id = ").push_bind(application.uuid());
     if let Some(older_than) = filter.older_than {
         query.push(" and event_id < ").push_bind(older_than.uuid());
     }
@@ -303,15 +357,6 @@ fn page_query(
     if let Some(until) = filter.created_until {
         query.push(" and event_id < ").push_bind(time_bound(until));
     }
-    if let Some(event_type) = &filter.event_type {
-        query.push(" and type = ").push_bind(event_type.clone());
-    }
-    if let Some(subject) = &filter.subject {
-        query.push(" and subject = ").push_bind(subject.clone());
-    }
-    query.push(" order by event_id desc limit ").push_bind(scan).push(")");
-    query.push(EVENT_SUMMARY).push(" order by event.event_id desc");
-    query
 }
 
 fn time_bound(at: DateTime<Utc>) -> Uuid {
@@ -334,10 +379,25 @@ const EVENT_DELIVERIES: &str = "
     ) as any_state
     order by delivery_id limit $4";
 
+/// The lengths come from the row alone, so what is not shown is not even read.
 const EVENT_ATTEMPTS: &str = "
     select delivery_id, attempt_id, scheduled_at, started_at, duration_ms, request_url,
-           request_headers, response_status, response_headers, response_body, response_truncated,
-           error_class, error_message, is_late
-    from attempt
-    where delivery_id between $1 and $2
-    order by delivery_id, claim_number limit $3";
+           request_headers, response_status, error_class, error_message, is_late,
+           case when fits then response_headers end as response_headers,
+           case when fits then response_body end as response_body,
+           response_truncated or not fits as response_truncated
+    from (
+        select latest.*, $4 >= sum(
+                   coalesce(octet_length(response_headers), 0)
+                   + coalesce(octet_length(response_body), 0)
+               ) over (
+                   order by started_at desc, delivery_id desc, claim_number desc
+                   rows unbounded preceding
+               ) as fits
+        from (
+            select * from attempt
+            where delivery_id between $1 and $2
+            order by started_at desc, delivery_id desc, claim_number desc limit $3
+        ) as latest
+    ) as measured
+    order by delivery_id, claim_number";

@@ -2,8 +2,9 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use webhook_dispatcher::domain::ids::DEFAULT_APPLICATION;
 
-use crate::support::{Receiver, TestApp};
+use crate::support::{Answer, Receiver, TestApp};
 
 /// Sends a raw request; answers status, media type and body.
 async fn send(
@@ -130,6 +131,8 @@ async fn wrong_paths_methods_ids_and_parameters_are_problems() {
         ("GET", &format!("/events/{id}"), 404, "event-not-found"),
         ("GET", "/events/dlv_0192d4e012347abc8def0123456789ab", 404, "event-not-found"),
         ("GET", "/events/%00", 404, "event-not-found"),
+        ("GET", "/events/%FF", 404, "event-not-found"),
+        ("GET", "/events//", 404, "no-route"),
         ("GET", "/events?limit=0", 422, "invalid-request"),
         ("GET", "/events?limit=251", 422, "invalid-request"),
         ("GET", "/events?limit=x", 422, "invalid-request"),
@@ -312,6 +315,88 @@ async fn lists_are_paged_and_filtered() {
     app.stop().await;
 }
 
+/// What is rare may lie far back: a page looks at so many events and no more.
+#[tokio::test]
+async fn a_page_looks_at_a_bounded_number_of_events() {
+    let app = TestApp::start().await;
+    let insert = "
+        insert into event (event_id, application_id, type, subject, routing_version, delivery_count)
+        select (lpad(to_hex((extract(epoch from now()) * 1000)::bigint), 12, '0')
+                || '7' || lpad(to_hex(n), 3, '0') || '8000000000000000')::uuid,
+               $1, case when n = 7 then 'rare' else 'common' end, 'of ' || n % 2, 1, 0
+        from generate_series(1, 2500) as n";
+    sqlx::query(insert).bind(DEFAULT_APPLICATION.uuid()).execute(app.store.pool()).await.unwrap();
+    // The pages' sizes, until the last.
+    let pages = async |query: &str| {
+        let (mut sizes, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let (status, page) = app.get(&format!("/events?limit=250&{query}{cursor}")).await;
+            assert_eq!(status, StatusCode::OK, "{page}");
+            sizes.push(page["data"].as_array().unwrap().len());
+            let Some(next) = page["next_cursor"].as_str() else { return sizes };
+            cursor = format!("&cursor={next}");
+        }
+    };
+    assert_eq!(pages("type=rare").await, [0, 0, 1]);
+    assert_eq!(pages("type=rare&subject=of%201").await, [0, 0, 1]);
+    assert_eq!(pages("type=rare&subject=of%200").await, [0, 0, 0]);
+    assert_eq!(pages("type=rare&status=unrouted").await, [0, 0, 1]);
+    assert_eq!(pages("status=delivered").await, [0, 0, 0]);
+    // What is common fills its pages, and none is shown twice or left out.
+    assert_eq!(pages("subject=of%201").await, [250; 5]);
+    assert_eq!(pages("type=common").await.iter().sum::<usize>(), 2_499);
+    assert_eq!(pages("").await, [250; 10]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_latest_attempts_are_shown_and_of_their_answers_so_many_bytes() {
+    let receiver = Receiver::start(|_, _| Answer::status(500).body(vec![b'x'; 16_000])).await;
+    let app = TestApp::with(&["--max-attempts=1"]).await;
+    let id = app.accept(&receiver.url("/")).await;
+    app.wait_for(&id, "dead").await;
+    let repeat = "
+        insert into attempt
+        select (jsonb_populate_record(attempt, jsonb_build_object(
+                   'claim_number', n, 'started_at', started_at + n * interval '1 s',
+                   'error_message', n))).*
+        from attempt, generate_series(2, 1100) as n";
+    sqlx::query(repeat).execute(app.store.pool()).await.unwrap();
+
+    let event = app.event(&id).await;
+    assert_eq!(event["last_error"]["message"], "1100");
+    let attempts = event["deliveries"][0]["attempts"].as_array().unwrap();
+    let message = |n: usize| attempts[n]["error"]["message"].as_str().unwrap();
+    assert_eq!((attempts.len(), message(0), message(999)), (1_000, "101", "1100"));
+    let response = |n: usize| &attempts[n]["response"];
+    let body_bytes = |n: usize| response(n)["body"].as_str().unwrap().len();
+    assert_eq!((body_bytes(999), &response(999)["is_truncated"]), (16_000, &json!(false)));
+    assert_eq!((body_bytes(0), &response(0)["is_truncated"]), (0, &json!(true)));
+    assert_eq!((&response(0)["status"], &response(0)["headers"]), (&json!(500), &json!({})));
+    let all: usize = (0..1_000).map(body_bytes).sum();
+    assert!((1_900_000..2 * 1024 * 1024).contains(&all), "{all}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn http_to_a_name_is_refused_at_once_if_no_address_could_allow_it() {
+    let body = r#"{"payload": 1, "target_url": "http://a.example/"}"#;
+    let app = TestApp::with(&["--require-https=true", "--allowed-target-cidrs="]).await;
+    let (status, _, problem) = send(&app, "POST", "/events", JSON, body).await;
+    assert_eq!((status, &problem["type"]), (422, &json!("/problems/target-refused")));
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("REQUIRE_HTTPS") && detail.contains("ALLOWED_TARGET_CIDRS"),
+        "{detail}"
+    );
+    app.stop().await;
+
+    let app = TestApp::with(&["--require-https=true"]).await;
+    let (status, _, answer) = send(&app, "POST", "/events", JSON, body).await;
+    assert_eq!(status, 202, "it may lead to an allowed block: {answer}");
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn with_a_key_only_its_bearers_are_answered() {
     let app = TestApp::with(&["--admin-api-key=correct-horse", "--webhook-secret=staple"]).await;
@@ -331,7 +416,9 @@ async fn with_a_key_only_its_bearers_are_answered() {
         &[("x-api-key", "")],
     ];
     for headers in refused {
-        for path in ["/events", "/events/x", "/metrics", "/nothing"] {
+        for path in
+            ["/events", "/events/", "/events/x", "/metrics", "/metrics/", "/nothing", "/health//"]
+        {
             let (status, _, problem) = send(&app, "GET", path, headers, "").await;
             assert_eq!(
                 (status, &problem["type"]),
@@ -340,7 +427,7 @@ async fn with_a_key_only_its_bearers_are_answered() {
             );
         }
     }
-    for path in ["/health", "/livez", "/readyz"] {
+    for path in ["/health", "/livez", "/readyz", "/health/", "/livez/", "/readyz/"] {
         assert_eq!(send(&app, "GET", path, &[], "").await.2, json!({"ok": true}), "{path}");
     }
     app.stop().await;
@@ -383,7 +470,7 @@ async fn metrics_are_told() {
     let app = TestApp::start().await;
     let id = app.accept(&receiver.url("/")).await;
     app.wait_for(&id, "delivered").await;
-    let (status, media_type, text) = send(&app, "GET", "/metrics", &[], "").await;
+    let (status, media_type, text) = send(&app, "GET", "/metrics/", &[], "").await;
     assert_eq!(status, 200);
     assert!(media_type.starts_with("text/plain"));
     let text = text.as_str().unwrap();
