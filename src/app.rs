@@ -23,7 +23,7 @@ use crate::{
     embedded_postgres::{self, EmbeddedPostgres},
     http::{self, ApiState},
     ingest::{Batcher, Handover},
-    store::Store,
+    store::{Store, StoreError},
     telemetry,
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
@@ -90,7 +90,7 @@ impl App {
         let clock = Clock::default();
         wait_for_database(&store, &clock).await?;
         store.migrate().await?;
-        store.make_partitions().await.context("the days of the history could not be made")?;
+        make_partitions(&store).await.context("the days of the history could not be made")?;
         if is_alone {
             // The lock on the data folder proves it: whoever is registered is dead. So what they
             // held is released now, and not after some seconds of silence.
@@ -314,6 +314,20 @@ async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::Result<()> {
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(error) => return Err(error).context("DATABASE_URL"),
+        }
+    }
+}
+
+/// Makes the days of the history, waiting for another process that holds a lock on them.
+async fn make_partitions(store: &Store) -> Result<(), StoreError> {
+    let give_up_at = Instant::now() + DATABASE_WAIT;
+    loop {
+        match store.make_partitions().await {
+            Err(error) if error.is_outage() && Instant::now() < give_up_at => {
+                tracing::warn!(%error, "waiting to make the days of the history");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            made => return made.map(|_| ()),
         }
     }
 }

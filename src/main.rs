@@ -58,6 +58,9 @@ fn refuse(message: &str) -> ExitCode {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     if config.signs_with_default_secret {
         tracing::warn!(
             "WEBHOOK_SECRET is the default that everybody knows: anyone can forge signatures. \

@@ -41,6 +41,16 @@ impl Pool {
             // A round trip before each statement would double the cost of the short ones. A broken
             // connection shows at its first use, and every caller here can repeat.
             .test_before_acquire(false)
+            // A plan that is made while a table has one page reads all of it, since that is cheaper
+            // then, and it is kept when the table has thousands. Look-ups by key are what is meant
+            // everywhere; what has no index is read as before. Nothing but speed depends on it, so a
+            // pooler that gives this session to others does no harm.
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute("set enable_seqscan = off").await?;
+                    Ok(())
+                })
+            })
             .connect_lazy_with(options);
         Self(pool)
     }
