@@ -314,9 +314,7 @@ impl Settings {
         let default = is_local_default.then_some(DEFAULT_LOCAL_TARGET);
         let Some(text) = set(self.target_url.as_deref()).or(default) else { return Ok(None) };
         let target = TargetUrl::parse(text).map_err(|error| bad("TARGET_URL", error))?;
-        if let Some(address) = target.literal_address() {
-            addresses.vet(address, target.is_https()).map_err(|error| bad("TARGET_URL", error))?;
-        }
+        addresses.vet_target(&target).map_err(|error| bad("TARGET_URL", error))?;
         Ok(Some(target))
     }
 

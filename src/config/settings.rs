@@ -78,9 +78,9 @@ pub struct Settings {
     /// Requests under way in all (2 to 100000).
     #[arg(long, env = "IN_FLIGHT_MAX", default_value = "4096")]
     pub in_flight_max: u32,
-    /// Requests under way to one lane: a subscription, or an explicit target's origin (1 to 10000, at
-    /// most half of IN_FLIGHT_MAX).
-    #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "64")]
+    /// Requests under way to one lane (a subscription, or an explicit target's origin), and results
+    /// of it that are not recorded yet: what a crash can repeat of it. At most half of IN_FLIGHT_MAX.
+    #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "128")]
     pub lane_in_flight_max: u32,
     /// Days for which events, deliveries and attempts are kept.
     #[arg(long, env = "RETENTION_DAYS", default_value = "30")]

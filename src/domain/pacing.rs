@@ -4,7 +4,7 @@
 //! - may this new delivery be born claimed ([`Lanes::reserve`])?
 //! - which lanes should the next claim name, and how many rows of each ([`Lanes::plan_claim`])?
 //! - what is sent next ([`Lanes::start_next`])?
-//! - what follows from a result ([`Lanes::finish`])?
+//! - what follows from a result ([`Lanes::conclude`], [`Lanes::free`])?
 //!
 //! Fairness comes from three bounds, all counted before anything is claimed. A lane holds at most
 //! so many deliveries in memory and has at most so many in flight; the ready lanes take turns. So
@@ -22,11 +22,11 @@ use super::ids::LaneId;
 /// The bounds. Every number counts deliveries, but for the bytes.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Requests under way to one lane.
+    /// Requests under way to one lane, and results of it that are not recorded yet.
     pub lane_in_flight_max: usize,
     /// Deliveries of one lane that one process holds: reserved, queued and in flight.
     pub lane_held_max: usize,
-    /// Requests under way in all. A waiting request costs some 40 KiB.
+    /// The same in all. A waiting request costs some 40 KiB.
     pub in_flight_max: usize,
     /// Deliveries held in all.
     pub held_max: usize,
@@ -241,22 +241,18 @@ impl<T: Held> Lanes<T> {
         None
     }
 
-    /// Notes the end of an attempt. Returns what waits in memory for a lane that is now paused, or
-    /// hangs: it goes back to the database, where waiting costs nothing. A failure says nothing
-    /// about a lane that has had a success since the failed attempt `began`.
-    pub fn finish(
+    /// Notes what an attempt says about its lane; its slot stays taken until [`Self::free`]. Returns
+    /// what waits in memory for a lane that is now paused, or hangs: it goes back to the database,
+    /// where waiting costs nothing. A failure says nothing about a lane that has had a success since
+    /// the failed attempt `began`.
+    pub fn conclude(
         &mut self,
         id: LaneId,
-        bytes: usize,
         verdict: Verdict,
         began: Instant,
         now: Instant,
     ) -> Vec<T> {
         let Some(lane) = self.by_id.get_mut(&id) else { return Vec::new() };
-        lane.in_flight -= 1;
-        self.in_flight -= 1;
-        self.held -= 1;
-        self.held_bytes -= bytes;
         let is_refuted = lane.last_success.is_some_and(|success| began <= success);
         let mut returned = Vec::new();
         match verdict {
@@ -280,13 +276,13 @@ impl<T: Held> Lanes<T> {
             self.held -= returned.len();
             self.held_bytes -= returned.iter().map(Held::bytes).sum::<usize>();
         }
-        self.offer(id);
         self.reindex(id);
         returned
     }
 
-    /// Drops a delivery that was started but must not be sent: the claim is not ours any more.
-    pub fn forget_started(&mut self, id: LaneId, bytes: usize) {
+    /// Frees the slot of a delivery that was started: its result is recorded. Until then it counts
+    /// as in flight, so that a crash repeats no more than the slots there are.
+    pub fn free(&mut self, id: LaneId, bytes: usize) {
         self.in_flight -= 1;
         self.held -= 1;
         self.held_bytes -= bytes;
@@ -409,7 +405,7 @@ impl<T: Held> Lanes<T> {
         });
     }
 
-    /// Requests under way.
+    /// Requests under way, and results that are not recorded yet.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -503,6 +499,19 @@ mod tests {
         granted
     }
 
+    /// Ends an attempt and records it.
+    fn finish(
+        lanes: &mut Lanes<Delivery>,
+        id: LaneId,
+        verdict: Verdict,
+        began: Instant,
+        now: Instant,
+    ) -> Vec<Delivery> {
+        let returned = lanes.conclude(id, verdict, began, now);
+        lanes.free(id, 10);
+        returned
+    }
+
     fn start_all(lanes: &mut Lanes<Delivery>) -> Vec<LaneId> {
         std::iter::from_fn(|| lanes.start_next()).map(|delivery| delivery.0).collect()
     }
@@ -525,12 +534,23 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_free_when_its_result_is_recorded() {
+        let (mut lanes, now) = lanes();
+        fill(&mut lanes, lane(1), 5, now);
+        start_all(&mut lanes);
+        lanes.conclude(lane(1), Verdict::Healthy, now, now);
+        assert!(lanes.start_next().is_none());
+        lanes.free(lane(1), 10);
+        assert!(lanes.start_next().is_some());
+    }
+
+    #[test]
     fn lanes_take_turns() {
         let (mut lanes, now) = lanes();
         fill(&mut lanes, lane(1), 5, now);
         fill(&mut lanes, lane(2), 5, now);
         assert_eq!(start_all(&mut lanes), [lane(1), lane(2), lane(1), lane(2)]);
-        lanes.finish(lane(2), 10, Verdict::Healthy, now, now);
+        finish(&mut lanes, lane(2), Verdict::Healthy, now, now);
         assert_eq!(start_all(&mut lanes), [lane(2)], "a slot goes to who has room");
     }
 
@@ -551,9 +571,9 @@ mod tests {
         let (mut lanes, now) = lanes();
         fill(&mut lanes, lane(1), 2, now);
         start_all(&mut lanes);
-        assert!(lanes.finish(lane(1), 10, Verdict::Failing, now, now).is_empty());
+        assert!(finish(&mut lanes, lane(1), Verdict::Failing, now, now).is_empty());
         assert!(!lanes.reserve(lane(1), 10, now));
-        lanes.finish(lane(1), 10, Verdict::Healthy, now, now);
+        finish(&mut lanes, lane(1), Verdict::Healthy, now, now);
         assert!(lanes.reserve(lane(1), 10, now));
     }
 
@@ -563,7 +583,7 @@ mod tests {
             let (mut lanes, now) = lanes();
             fill(&mut lanes, lane(1), 5, now);
             start_all(&mut lanes);
-            assert_eq!(lanes.finish(lane(1), 10, verdict, now, now).len(), 3);
+            assert_eq!(finish(&mut lanes, lane(1), verdict, now, now).len(), 3);
             assert_eq!((lanes.in_flight(), lanes.held()), (1, 1));
             assert!(!lanes.reserve(lane(1), 10, now));
         }
@@ -574,7 +594,7 @@ mod tests {
         let (mut lanes, now) = lanes();
         fill(&mut lanes, lane(1), 1, now);
         start_all(&mut lanes);
-        lanes.finish(lane(1), 10, Verdict::Paused(Duration::from_secs(9)), now, now);
+        finish(&mut lanes, lane(1), Verdict::Paused(Duration::from_secs(9)), now, now);
         lanes.note_due(lane(1), now);
         assert!(lanes.plan_claim(now, 9, 9).is_empty());
         let end = now + Duration::from_secs(9);
@@ -605,10 +625,10 @@ mod tests {
         assert_eq!(lanes.next_due(), None);
         for _ in 0..2 {
             start_all(&mut lanes);
-            lanes.finish(lane(1), 10, Verdict::Healthy, now, now);
+            finish(&mut lanes, lane(1), Verdict::Healthy, now, now);
             assert_eq!(lanes.next_due(), None, "a claim of single rows is not worth it");
         }
-        lanes.finish(lane(1), 10, Verdict::Healthy, now, now);
+        finish(&mut lanes, lane(1), Verdict::Healthy, now, now);
         assert_eq!(lanes.next_due(), Some(now), "room for half a window");
     }
 
@@ -676,7 +696,7 @@ mod tests {
         assert!(lanes.reserve(lane(1), 10, now));
         start_all(&mut lanes);
         let pause = Duration::from_secs(9);
-        lanes.finish(lane(1), 10, Verdict::Paused(pause), now, now);
+        finish(&mut lanes, lane(1), Verdict::Paused(pause), now, now);
         let (_, left) = lanes.push(Delivery(lane(1)), now).unwrap_err();
         assert_eq!((left, lanes.held()), (pause, 0));
     }
@@ -687,12 +707,12 @@ mod tests {
         let later = now + Duration::from_secs(1);
         fill(&mut lanes, lane(1), 5, now);
         start_all(&mut lanes);
-        lanes.finish(lane(1), 10, Verdict::Healthy, now, later);
-        assert!(lanes.finish(lane(1), 10, Verdict::Hung, now, later).is_empty());
+        finish(&mut lanes, lane(1), Verdict::Healthy, now, later);
+        assert!(finish(&mut lanes, lane(1), Verdict::Hung, now, later).is_empty());
         assert!(lanes.reserve(lane(1), 10, later), "it hung for one request only");
         start_all(&mut lanes);
         let after = later + Duration::from_secs(1);
-        assert_eq!(lanes.finish(lane(1), 10, Verdict::Hung, after, after).len(), 1);
+        assert_eq!(finish(&mut lanes, lane(1), Verdict::Hung, after, after).len(), 1);
     }
 
     #[test]
@@ -700,7 +720,7 @@ mod tests {
         let (mut lanes, now) = lanes();
         fill(&mut lanes, lane(1), 1, now);
         start_all(&mut lanes);
-        lanes.finish(lane(1), 10, Verdict::Failing, now, now);
+        finish(&mut lanes, lane(1), Verdict::Failing, now, now);
         lanes.note_due(lane(1), now);
         assert_eq!(lanes.plan_claim(now, 9, 9)[0].quota, LIMITS.lane_in_flight_max);
     }
@@ -712,7 +732,7 @@ mod tests {
         start_all(&mut lanes);
         lanes.forget_idle(now);
         assert_eq!(lanes.by_id.len(), 1, "in flight");
-        lanes.finish(lane(1), 10, Verdict::Failing, now, now);
+        finish(&mut lanes, lane(1), Verdict::Failing, now, now);
         lanes.forget_idle(now);
         assert!(lanes.by_id.is_empty());
     }
@@ -784,7 +804,7 @@ mod tests {
                     }
                     Step::Finish(verdict) => {
                         if let Some(id) = started.pop() {
-                            queued -= lanes.finish(id, 10, verdict, now, now).len();
+                            queued -= finish(&mut lanes, id, verdict, now, now).len();
                         }
                     }
                     Step::Due(id) => lanes.note_due(lane(id), now),
@@ -825,7 +845,7 @@ mod tests {
                     queued -= 1;
                 }
                 let Some(id) = started.pop() else { break };
-                queued -= lanes.finish(id, 10, Verdict::Healthy, now, now).len();
+                queued -= finish(&mut lanes, id, Verdict::Healthy, now, now).len();
             }
             prop_assert_eq!(queued, 0);
         }

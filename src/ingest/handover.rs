@@ -197,23 +197,24 @@ impl Handover {
         self.startable.notify_one();
     }
 
-    /// Notes the end of an attempt; returns what waited for a lane that is now paused.
-    pub fn finish(
-        &self,
-        lane: LaneId,
-        bytes: usize,
-        verdict: Verdict,
-        began: Instant,
-    ) -> Vec<Claim> {
-        let now = Instant::now();
+    /// Notes what an attempt says about its lane; returns what waited for one that is now paused or
+    /// hangs.
+    pub fn conclude(&self, lane: LaneId, verdict: Verdict, began: Instant) -> Vec<Claim> {
+        self.lanes().conclude(lane, verdict, began, Instant::now())
+    }
+
+    /// Frees the slots of deliveries whose results are recorded: lanes and payload bytes.
+    pub fn free(&self, slots: impl IntoIterator<Item = (LaneId, usize)>) {
         let mut lanes = self.lanes();
-        let returned = lanes.finish(lane, bytes, verdict, began, now);
-        let is_due = lanes.next_due().is_some_and(|due| due <= now);
+        for (lane, bytes) in slots {
+            lanes.free(lane, bytes);
+        }
+        let is_due = lanes.next_due().is_some_and(|due| due <= Instant::now());
         drop(lanes);
+        self.startable.notify_one();
         if is_due {
             self.claimable.notify_one();
         }
-        returned
     }
 
     /// Resolves when something may be claimable.

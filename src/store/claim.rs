@@ -185,6 +185,8 @@ pub struct Finished {
     pub next: Next,
     /// What happened.
     pub attempt: Option<AttemptRecord>,
+    /// The payload bytes of a delivery that was started: its slot is freed once this is recorded.
+    pub slot_bytes: Option<usize>,
 }
 
 /// What recording came to.

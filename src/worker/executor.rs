@@ -42,13 +42,13 @@ fn start_ready(shared: &Arc<Shared>) {
         } else {
             // Claimed under an id that was buried since: another process has it.
             shared.handover.forget(claim.delivery_id, claim.token);
-            shared.handover.lanes().forget_started(claim.lane, claim.bytes());
+            shared.handover.lanes().free(claim.lane, claim.bytes());
         }
     }
 }
 
 async fn execute(shared: Arc<Shared>, claim: Claim) {
-    let (lane, bytes, began) = (claim.lane, claim.bytes(), Instant::now());
+    let (lane, began) = (claim.lane, Instant::now());
     let result = tokio::select! {
         biased;
         result = AssertUnwindSafe(attempt(&shared, &claim)).catch_unwind() => result,
@@ -61,14 +61,12 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
         (failed(failure), String::new(), shared.clock.now())
     });
     let (finished, verdict) = conclude(&shared, claim, exchange, headers, started_at);
-    // Bounded: while results wait for the database, the slot stays taken.
+    let returned = shared.handover.conclude(lane, verdict, began);
     tokio::select! {
         _ = shared.results.send(finished) => {}
         () = shared.abort.cancelled() => return,
     }
-    let returned = shared.handover.finish(lane, bytes, verdict, began);
     return_queued(&shared, lane, returned, verdict).await;
-    start_ready(&shared);
 }
 
 /// Builds, signs and sends. Tells what came of it, the header lines as sent, and when it began.
@@ -159,6 +157,7 @@ fn conclude(
         event_type: claim.event_type,
         next,
         attempt: Some(attempt),
+        slot_bytes: Some(claim.payload.len()),
     };
     (finished, verdict)
 }

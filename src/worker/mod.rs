@@ -48,7 +48,8 @@ use crate::{
 pub use heartbeat::{BEAT_INTERVAL, DEAD_AFTER, FENCED_AFTER};
 pub use wakeups::tell_others;
 
-/// How many results may wait for the recorder. When it lags, requests end but free no slot.
+/// How many results may wait for the recorder. Slots are freed when results are recorded, so only
+/// an `IN_FLIGHT_MAX` above this makes it wait.
 const RESULTS_WAITING_MAX: usize = 8_192;
 /// How long the loops may take to notice the end, and queued claims to be given back.
 const LOOPS_END_TIMEOUT: Duration = Duration::from_secs(2);

@@ -47,6 +47,7 @@ pub async fn run(
                 // Lost track of: the reconciliation gives them back, and they are sent again.
                 handover.forget_all(batch.iter().map(|one| (one.delivery_id, one.token)));
             }
+            handover.free(batch.iter().filter_map(|one| Some((one.lane, one.slot_bytes?))));
             batch = rest;
         }
     }
@@ -98,6 +99,7 @@ async fn write_alone(store: &Store, batch: &[Finished], error: StoreError) -> bo
             event_type: None,
             next: if one.next.is_delivered() { one.next.clone() } else { end },
             attempt: None,
+            slot_bytes: None,
         };
         return store.record(&[bare]).await.is_ok();
     }
@@ -128,5 +130,6 @@ pub fn unsent(row: &ClaimedRow, owner: DispatcherId, reason: ErrorClass) -> Fini
         event_type: row.event_type().map(str::to_owned),
         next: Next::End { state: DeliveryState::Dead, reason: Some(reason) },
         attempt: None,
+        slot_bytes: None,
     }
 }

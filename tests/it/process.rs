@@ -77,7 +77,7 @@ impl OfTests for reqwest::Client {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_in_the_middle_loses_nothing_and_repeats_only_what_was_in_flight() {
     const EVENTS: usize = 2_000;
-    const IN_FLIGHT_MAX: u64 = 64;
+    const IN_FLIGHT_MAX: u64 = 32;
     let receiver = MockReceiver::bind(Settings {
         failure_rate: 0.3,
         hang_rate: 0.01,
@@ -89,7 +89,9 @@ async fn a_crash_in_the_middle_loses_nothing_and_repeats_only_what_was_in_flight
     .unwrap();
     let database = TestDatabase::new().await;
     let url = database.url();
-    let environment = [FAST, &[("DATABASE_URL", url.as_str())]].concat();
+    let in_flight_max = IN_FLIGHT_MAX.to_string();
+    let own = [("DATABASE_URL", url.as_str()), ("LANE_IN_FLIGHT_MAX", in_flight_max.as_str())];
+    let environment = [FAST, &own].concat();
     let port = free_port().await;
     let service = Process::start(port, &environment).await;
     let base = service.base.clone();

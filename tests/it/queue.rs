@@ -125,6 +125,7 @@ fn finished(id: DeliveryId, token: ClaimToken, next: Next) -> Finished {
             response,
             failure,
         }),
+        slot_bytes: None,
     }
 }
 
