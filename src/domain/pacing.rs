@@ -307,9 +307,7 @@ impl<T: Held> Lanes<T> {
 
     /// When the next claim would find something that there is room for, as far as is known.
     pub fn next_due(&self) -> Option<Instant> {
-        let has_room =
-            self.held < self.limits.held_max && self.held_bytes < self.limits.held_bytes_max;
-        self.due.first().filter(|_| has_room).map(|&(due, _)| due)
+        self.due.first().filter(|_| self.has_room()).map(|&(due, _)| due)
     }
 
     /// Names the lanes whose work is due and how many rows of each to claim, and reserves them.
@@ -320,7 +318,7 @@ impl<T: Held> Lanes<T> {
         rows_max: usize,
     ) -> Vec<LaneQuota> {
         let mut free = rows_max.min(self.limits.held_max.saturating_sub(self.held));
-        if self.held_bytes >= self.limits.held_bytes_max {
+        if !self.has_room() {
             free = 0;
         }
         let mut plan = Vec::new();
@@ -413,6 +411,13 @@ impl<T: Held> Lanes<T> {
     /// Deliveries in memory: reserved, queued and in flight.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Whether a claim is worth it. At the bound in bytes most rows of one would have to be given
+    /// back, so it waits until an eighth is free.
+    fn has_room(&self) -> bool {
+        self.held < self.limits.held_max
+            && self.held_bytes <= self.limits.held_bytes_max - self.limits.held_bytes_max / 8
     }
 
     fn release_reserved(&mut self, id: LaneId, count: usize) {

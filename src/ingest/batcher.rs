@@ -46,6 +46,8 @@ pub struct Batcher {
     handover: Arc<Handover>,
     routes: Routes,
     is_in_outage: bool,
+    /// Deliveries to be given back once the callers are answered: their lanes were paused.
+    paused: Vec<(Claim, Duration)>,
 }
 
 /// What storing some events came to.
@@ -63,7 +65,18 @@ impl Batcher {
     pub fn new(store: Store, clock: Clock, handover: Arc<Handover>) -> (Ingest, Self) {
         let (ingest, waiting) = channel();
         let routes = Routes::default();
-        (ingest, Self { waiting, store, clock, handover, routes, is_in_outage: false })
+        (
+            ingest,
+            Self {
+                waiting,
+                store,
+                clock,
+                handover,
+                routes,
+                is_in_outage: false,
+                paused: Vec::new(),
+            },
+        )
     }
 
     /// Works until every [`Ingest`] is dropped and all that they left is answered.
@@ -101,6 +114,8 @@ impl Batcher {
             // A caller that has hung up meanwhile is not an error.
             let _ = answer.send(result.into());
         }
+        let paused = std::mem::take(&mut self.paused);
+        self.release_paused(paused).await;
     }
 
     /// Stores submissions, each on its own if they cannot be stored together.
@@ -190,7 +205,7 @@ impl Batcher {
                     for ((&index, event), stored) in pending.iter().zip(&events).zip(&stored) {
                         answers[index] = Some(Answer::of(event.event_id, *stored));
                     }
-                    self.settle(events, &stored).await;
+                    self.paused.extend(self.settle(events, &stored));
                     return Ok(());
                 }
                 Ok(Outcome::StaleRouting) => {
@@ -302,7 +317,8 @@ impl Batcher {
     }
 
     /// After the commit: what is ours goes to the sender, what is not waits in the queue.
-    async fn settle(&self, events: Vec<NewEvent<'_>>, stored: &[Stored]) {
+    /// Returns deliveries whose lane was paused meanwhile; they are to be given back.
+    fn settle(&self, events: Vec<NewEvent<'_>>, stored: &[Stored]) -> Vec<(Claim, Duration)> {
         let mut claims = Vec::with_capacity(events.len());
         let mut left_in_queue = Vec::new();
         for (event, stored) in events.into_iter().zip(stored) {
@@ -336,19 +352,28 @@ impl Batcher {
             }
         }
         telemetry::born_claimed(claims.len());
-        for (claim, pause) in self.handover.hand_over(claims) {
-            self.handover.forget(claim.delivery_id, claim.token);
-            let claims = [(claim.delivery_id, claim.token)];
-            if let Err(error) = self.store.release(&claims, Release::After(pause)).await {
-                tracing::debug!(%error, "left to the reconciliation");
-            }
-            self.handover.note_due(claim.lane, pause);
-        }
+        let refused = self.handover.hand_over(claims);
         if !left_in_queue.is_empty() {
             telemetry::left_in_queue(left_in_queue.len());
             left_in_queue.sort_unstable();
             left_in_queue.dedup();
             self.handover.leave_in_queue(left_in_queue);
+        }
+        refused
+    }
+
+    /// Gives back deliveries whose lanes were paused while they were stored.
+    async fn release_paused(&self, refused: Vec<(Claim, Duration)>) {
+        // One statement for all, so one pause: the longest. The others are late by the difference.
+        let Some(pause) = refused.iter().map(|(_, pause)| *pause).max() else { return };
+        let claims: Vec<_> =
+            refused.iter().map(|(claim, _)| (claim.delivery_id, claim.token)).collect();
+        self.handover.forget_all(claims.iter().copied());
+        if let Err(error) = self.store.release(&claims, Release::After(pause)).await {
+            tracing::debug!(%error, "left to the reconciliation");
+        }
+        for (claim, _) in refused {
+            self.handover.note_due(claim.lane, pause);
         }
     }
 

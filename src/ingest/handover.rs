@@ -200,21 +200,30 @@ impl Handover {
     /// Notes what an attempt says about its lane; returns what waited for one that is now paused or
     /// hangs.
     pub fn conclude(&self, lane: LaneId, verdict: Verdict, began: Instant) -> Vec<Claim> {
-        self.lanes().conclude(lane, verdict, began, Instant::now())
+        self.and_wake_claimer(|lanes| lanes.conclude(lane, verdict, began, Instant::now()))
     }
 
     /// Frees the slots of deliveries whose results are recorded: lanes and payload bytes.
     pub fn free(&self, slots: impl IntoIterator<Item = (LaneId, usize)>) {
-        let mut lanes = self.lanes();
-        for (lane, bytes) in slots {
-            lanes.free(lane, bytes);
-        }
-        let is_due = lanes.next_due().is_some_and(|due| due <= Instant::now());
-        drop(lanes);
+        self.and_wake_claimer(|lanes| {
+            for (lane, bytes) in slots {
+                lanes.free(lane, bytes);
+            }
+        });
         self.startable.notify_one();
-        if is_due {
+    }
+
+    /// Changes the lanes, and wakes the claimer if it has something to do earlier than before.
+    fn and_wake_claimer<R>(&self, change: impl FnOnce(&mut Lanes<Claim>) -> R) -> R {
+        let mut lanes = self.lanes();
+        let before = lanes.next_due();
+        let result = change(&mut lanes);
+        let after = lanes.next_due();
+        drop(lanes);
+        if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
             self.claimable.notify_one();
         }
+        result
     }
 
     /// Resolves when something may be claimable.

@@ -156,7 +156,8 @@ impl Claimer {
 
     /// Claims until nothing more is due, or there is no room.
     async fn claim(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
-        while !self.shared.stop.is_cancelled() {
+        // Not under an id that was fenced or buried meanwhile.
+        while !self.shared.stop.is_cancelled() && self.shared.handover.owner() == Some(owner) {
             let plan = self.shared.handover.lanes().plan_claim(
                 Instant::now(),
                 LANES_PER_CLAIM,
@@ -309,10 +310,14 @@ impl Claimer {
             }
         }
         self.bury(unsendable, owner, ErrorClass::Internal).await;
-        for (claim, pause) in self.shared.handover.hand_over(claims) {
-            give_back(&self.shared, &[(claim.delivery_id, claim.token)], Release::After(pause))
-                .await;
-            self.shared.handover.note_due(claim.lane, pause);
+        let refused = self.shared.handover.hand_over(claims);
+        if let Some(pause) = refused.iter().map(|(_, pause)| *pause).max() {
+            let claims: Vec<_> =
+                refused.iter().map(|(claim, _)| (claim.delivery_id, claim.token)).collect();
+            give_back(&self.shared, &claims, Release::After(pause)).await;
+            for (claim, _) in refused {
+                self.shared.handover.note_due(claim.lane, pause);
+            }
         }
         Ok(())
     }

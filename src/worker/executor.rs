@@ -66,7 +66,11 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
         _ = shared.results.send(finished) => {}
         () = shared.abort.cancelled() => return,
     }
-    return_queued(&shared, lane, returned, verdict).await;
+    // What is not returned is still held, and given back at the end.
+    tokio::select! {
+        () = return_queued(&shared, lane, returned, verdict) => {}
+        () = shared.abort.cancelled() => {}
+    }
 }
 
 /// Builds, signs and sends. Tells what came of it, the header lines as sent, and when it began.

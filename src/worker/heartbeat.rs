@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::store::dispatchers::DispatcherId;
+use crate::store::{StoreError, dispatchers::DispatcherId};
 
 /// The time between two heartbeats.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,7 +38,7 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
     let mut is_fenced = false;
     while !stop.is_cancelled() {
         let (began, before) = (Instant::now(), SystemTime::now());
-        let beat = tokio::time::timeout(BEAT_TIMEOUT, shared.store.beat(owner)).await;
+        let beat = timeout(BEAT_TIMEOUT, shared.store.beat(owner)).await;
         match beat {
             Ok(Ok(beat)) if beat.is_registered => {
                 shared.clock.sample(beat.database_time, before, SystemTime::now());
@@ -83,7 +84,8 @@ async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
     let lost = shared.handover.lanes().drain_queued();
     shared.handover.forget_all(lost.into_iter().map(|claim| (claim.delivery_id, claim.token)));
     let began = Instant::now();
-    match shared.store.register_dispatcher().await {
+    let registered = timeout(BEAT_TIMEOUT, shared.store.register_dispatcher()).await;
+    match registered.unwrap_or(Err(StoreError::TimedOut)) {
         Ok(new) => {
             tracing::info!(dispatcher = new.get(), "registered again");
             shared.handover.confirm_owner(new, began + FENCED_AFTER);

@@ -101,13 +101,23 @@ async fn write_alone(store: &Store, batch: &[Finished], error: StoreError) -> bo
             attempt: None,
             slot_bytes: None,
         };
-        return store.record(&[bare]).await.is_ok();
+        return write_bare(store, &bare).await;
     }
     tracing::error!(%error, results = batch.len(), "results are written one by one");
     for one in batch {
         Box::pin(write(store, std::slice::from_ref(one))).await;
     }
     true
+}
+
+/// Writes a result without its attempt, waiting out any outage.
+async fn write_bare(store: &Store, bare: &Finished) -> bool {
+    loop {
+        match store.record(std::slice::from_ref(bare)).await {
+            Err(error) if error.is_outage() => tokio::time::sleep(OUTAGE_PAUSE.1).await,
+            written => return written.is_ok(),
+        }
+    }
 }
 
 /// Loses track of what is recorded, and sets timers for what is due again.
