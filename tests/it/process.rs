@@ -267,7 +267,8 @@ async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
 fn contradictions_stop_the_start_and_name_the_variable() {
     #[track_caller]
     fn check(environment: &[(&str, &str)], expected: &str) {
-        let output = command(environment).output().unwrap();
+        // Without a home a plain user's service would miss that first.
+        let output = command(environment).env("HOME", "/nonexistent").output().unwrap();
         let message = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{message}");
         assert!(message.contains(expected), "{expected}: {message}");
