@@ -115,7 +115,7 @@ impl Batcher {
             let _ = answer.send(result.into());
         }
         let paused = std::mem::take(&mut self.paused);
-        self.release_paused(paused).await;
+        self.handover.release_paused(&self.store, paused).await;
     }
 
     /// Stores submissions, each on its own if they cannot be stored together.
@@ -360,21 +360,6 @@ impl Batcher {
             self.handover.leave_in_queue(left_in_queue);
         }
         refused
-    }
-
-    /// Gives back deliveries whose lanes were paused while they were stored.
-    async fn release_paused(&self, refused: Vec<(Claim, Duration)>) {
-        // One statement for all, so one pause: the longest. The others are late by the difference.
-        let Some(pause) = refused.iter().map(|(_, pause)| *pause).max() else { return };
-        let claims: Vec<_> =
-            refused.iter().map(|(claim, _)| (claim.delivery_id, claim.token)).collect();
-        self.handover.forget_all(claims.iter().copied());
-        if let Err(error) = self.store.release(&claims, Release::After(pause)).await {
-            tracing::debug!(%error, "left to the reconciliation");
-        }
-        for (claim, _) in refused {
-            self.handover.note_due(claim.lane, pause);
-        }
     }
 
     /// Returns the room of events that were not stored. If they were stored after all, unknown to

@@ -21,8 +21,9 @@ use crate::{
         pacing::{DUE_HORIZON, Lanes, Limits, Verdict},
     },
     store::{
+        Store,
         dispatchers::DispatcherId,
-        queue::{Claim, ClaimToken},
+        queue::{Claim, ClaimToken, Release},
     },
 };
 
@@ -133,6 +134,21 @@ impl Handover {
         drop(lanes);
         self.startable.notify_one();
         refused
+    }
+
+    /// Gives back to the database what [`Self::hand_over`] returned.
+    pub async fn release_paused(&self, store: &Store, refused: Vec<(Claim, Duration)>) {
+        // One statement for all, so one pause: the longest. The others are late by the difference.
+        let Some(pause) = refused.iter().map(|(_, pause)| *pause).max() else { return };
+        let claims: Vec<_> =
+            refused.iter().map(|(claim, _)| (claim.delivery_id, claim.token)).collect();
+        if let Err(error) = store.release(&claims, Release::After(pause)).await {
+            tracing::debug!(%error, "left to the reconciliation");
+        }
+        self.forget_all(claims);
+        for (claim, _) in refused {
+            self.note_due(claim.lane, pause);
+        }
     }
 
     /// Notes that committed deliveries of these lanes wait in the queue for a claim.

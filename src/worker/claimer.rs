@@ -12,7 +12,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{Shared, give_back, recorder::unsent};
+use super::{Shared, recorder::unsent};
 use crate::{
     domain::{
         ErrorClass, EventId, LaneId,
@@ -311,14 +311,7 @@ impl Claimer {
         }
         self.bury(unsendable, owner, ErrorClass::Internal).await;
         let refused = self.shared.handover.hand_over(claims);
-        if let Some(pause) = refused.iter().map(|(_, pause)| *pause).max() {
-            let claims: Vec<_> =
-                refused.iter().map(|(claim, _)| (claim.delivery_id, claim.token)).collect();
-            give_back(&self.shared, &claims, Release::After(pause)).await;
-            for (claim, _) in refused {
-                self.shared.handover.note_due(claim.lane, pause);
-            }
-        }
+        self.shared.handover.release_paused(&self.shared.store, refused).await;
         Ok(())
     }
 
