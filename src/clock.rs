@@ -17,7 +17,11 @@ use chrono::{DateTime, Utc};
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     offset_us: Arc<AtomicI64>,
+    latest_us: Arc<AtomicI64>,
 }
+
+/// A sample may set the clock back by less than this without any reader seeing it.
+const STEP_BACK_MAX_US: i64 = 1_000_000;
 
 impl Clock {
     /// Takes a sample: the database's time, read between the local times `before` and `after`.
@@ -31,8 +35,13 @@ impl Clock {
 
     /// The time.
     pub fn now(&self) -> DateTime<Utc> {
-        let offset = chrono::Duration::microseconds(self.offset_us.load(Ordering::Relaxed));
-        DateTime::<Utc>::from(SystemTime::now()) + offset
+        let local = DateTime::<Utc>::from(SystemTime::now()).timestamp_micros();
+        let now_us = local + self.offset_us.load(Ordering::Relaxed);
+        // Ids sort by this: a new sample that is some milliseconds behind must not reorder them.
+        let latest_us = self.latest_us.fetch_max(now_us, Ordering::Relaxed);
+        let steps_back = now_us < latest_us && latest_us - now_us < STEP_BACK_MAX_US;
+        let us = if steps_back { latest_us } else { now_us };
+        DateTime::from_timestamp_micros(us).unwrap_or_default()
     }
 
     /// The time in milliseconds since the Unix epoch, for ids.
