@@ -6,16 +6,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use hickory_resolver::TokioResolver;
-use reqwest::{
-    Method,
-    header::{HeaderMap, RETRY_AFTER},
-    redirect,
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response as Answer, Uri,
+    body::{Body, Incoming},
+    header::{HOST, HeaderValue, RETRY_AFTER},
+    http::uri::PathAndQuery,
 };
+use url::{Position, Url};
 
 use super::{
+    connection::{Connection, ConnectionError, Connector, SendError},
     failure::failure_of,
+    pool::Pool,
     request::{Outgoing, header_lines},
     resolver::VettingResolver,
 };
@@ -27,10 +32,6 @@ use crate::domain::{
     target::literal_address,
 };
 
-/// How long a connection may idle before it is closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many header lines an answer may have.
-const RESPONSE_HEADERS_MAX: usize = 100;
 /// How many bytes of an answer's header lines are kept.
 const RESPONSE_HEADER_BYTES_KEPT: usize = 16 * 1024;
 
@@ -50,16 +51,19 @@ pub struct ClientSettings {
 /// The client could not be made: no trusted certificates were found, for instance.
 #[derive(Debug, thiserror::Error)]
 #[error("the HTTP client could not be made (are CA certificates installed?): {0}")]
-pub struct ClientError(#[source] reqwest::Error);
+pub struct ClientError(#[source] rustls::Error);
 
 /// Sends requests. Cheap to clone; all clones share the connections.
 #[derive(Clone)]
-pub struct Client {
-    https: reqwest::Client,
-    /// A client of its own, since its resolver must vet more strictly: a name may be called over
-    /// plain http only if it leads to an allowed block.
-    http: reqwest::Client,
-    settings: Arc<ClientSettings>,
+pub struct Client(Arc<Shared>);
+
+struct Shared {
+    https: Connector,
+    /// One of its own, since its resolver must vet more strictly: a name may be called over plain
+    /// http only if it leads to an allowed block.
+    http: Connector,
+    pool: Pool<Connection>,
+    settings: ClientSettings,
 }
 
 /// What came of a request.
@@ -76,25 +80,19 @@ pub struct Exchange {
 impl Client {
     /// A client that resolves names with `resolver`.
     pub fn new(settings: ClientSettings, resolver: &TokioResolver) -> Result<Self, ClientError> {
-        // A second installation, by another service in the same process, changes nothing.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let policy = Arc::new(settings.addresses.clone());
-        let build = |is_https| {
-            reqwest::Client::builder()
-                .redirect(redirect::Policy::none())
-                .no_proxy()
-                .retry(reqwest::retry::never())
-                .referer(false)
-                .tcp_nodelay(true)
-                .http1_only()
-                .http1_max_headers(RESPONSE_HEADERS_MAX)
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(settings.idle_per_host_max)
-                .dns_resolver(VettingResolver::new(resolver.clone(), policy.clone(), is_https))
-                .build()
-                .map_err(ClientError)
-        };
-        Ok(Self { https: build(true)?, http: build(false)?, settings: Arc::new(settings) })
+        let resolver = |is_https| VettingResolver::new(resolver.clone(), policy.clone(), is_https);
+        Ok(Self(Arc::new(Shared {
+            https: Connector::encrypted(resolver(true)).map_err(ClientError)?,
+            http: Connector::plain(resolver(false)),
+            pool: Pool::new(settings.idle_per_host_max),
+            settings,
+        })))
+    }
+
+    /// Closes the connections that have not been used for long. To be called every few seconds.
+    pub fn close_idle(&self) {
+        self.0.pool.close_idle(Instant::now());
     }
 
     /// Sends one request and waits for its end, at most until `deadline` from now. The deadline
@@ -117,34 +115,95 @@ impl Client {
     /// Fills `seen` as soon as there is something, so that a time-out keeps what had come.
     async fn send(&self, outgoing: Outgoing, seen: &mut Option<Seen>) -> Outcome {
         let is_https = outgoing.url.scheme() == "https";
+        let settings = &self.0.settings;
         if let Some(address) = literal_address(&outgoing.url)
-            && let Err(refused) = self.settings.addresses.vet(address, is_https)
+            && let Err(refused) = settings.addresses.vet(address, is_https)
         {
             let failure = Failure::new(ErrorClass::BlockedAddress, refused.to_string());
             return Outcome::failed(failure);
         }
-        let client = if is_https { &self.https } else { &self.http };
-        let request = client
-            .request(Method::POST, outgoing.url)
-            .headers(outgoing.headers)
-            .body(outgoing.body);
-        let mut answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) => return Outcome::failed(failure_of(&error)),
-        };
-        let status = answer.status().as_u16();
+        match self.exchange_once(outgoing, seen).await {
+            Ok(retry_after) => {
+                let status = seen.as_ref().map_or(0, |seen| seen.status);
+                classify(status, retry_after, settings.retry_after_max)
+            }
+            Err(error) => Outcome::failed(failure_of(error.cause.as_ref(), error.otherwise)),
+        }
+    }
+
+    /// One request and its answer; returns the answer's `Retry-After`.
+    async fn exchange_once(
+        &self,
+        outgoing: Outgoing,
+        seen: &mut Option<Seen>,
+    ) -> Result<Option<Duration>, ConnectionError> {
+        let Shared { pool, settings, .. } = &*self.0;
+        let Outgoing { url, headers, body } = outgoing;
+        let (mut connection, mut answer) =
+            self.send_somehow(&url, request(&url, headers, body)?).await?;
         let retry_after = retry_after(answer.headers(), std::time::SystemTime::now());
         let seen = seen.insert(Seen {
-            status,
+            status: answer.status().as_u16(),
             headers: kept_headers(answer.headers()),
             body: BytesMut::new(),
             is_truncated: false,
         });
-        match read_body(&mut answer, self.settings.response_body_max, seen).await {
-            Ok(()) => classify(status, retry_after, self.settings.retry_after_max),
-            Err(error) => Outcome::failed(failure_of(&error)),
+        read_body(&mut connection, answer.body_mut(), settings.response_body_max, seen).await?;
+        if connection.is_ready().await {
+            pool.put(origin(&url), connection, Instant::now());
+        }
+        Ok(retry_after)
+    }
+
+    /// Sends over a connection at rest, or over a new one. What a receiver closed while it rested is
+    /// noticed, and the next one is tried; a request that may have been seen is not sent again.
+    async fn send_somehow(
+        &self,
+        url: &Url,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(Connection, Answer<Incoming>), ConnectionError> {
+        let Shared { https, http, pool, .. } = &*self.0;
+        while let Some(mut connection) = pool.take(origin(url), Instant::now()) {
+            if !connection.is_ready().await {
+                continue;
+            }
+            match connection.send(request).await {
+                Ok(answer) => return Ok((connection, answer)),
+                Err(SendError::Unsent(again, _)) => request = *again,
+                Err(SendError::Failed(error)) => return Err(error),
+            }
+        }
+        let connector = if url.scheme() == "https" { https } else { http };
+        let uri = url.as_str().parse::<Uri>().map_err(ConnectionError::internal)?;
+        // Boxed: it is rare, and would make every exchange some kibibytes larger.
+        let mut connection = Box::pin(connector.open(uri)).await?;
+        match connection.send(request).await {
+            Ok(answer) => Ok((connection, answer)),
+            Err(SendError::Unsent(_, error) | SendError::Failed(error)) => Err(error),
         }
     }
+}
+
+/// Scheme, host and port, as the URL's normal form writes them.
+fn origin(url: &Url) -> &str {
+    &url[..Position::BeforePath]
+}
+
+/// A POST in the form that goes over a connection: the origin is told by `Host`.
+fn request(
+    url: &Url,
+    mut headers: HeaderMap,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, ConnectionError> {
+    let authority = &url[Position::BeforeHost..Position::BeforePath];
+    headers.insert(HOST, HeaderValue::from_str(authority).map_err(ConnectionError::internal)?);
+    let path: PathAndQuery =
+        url[Position::BeforePath..].parse().map_err(ConnectionError::internal)?;
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from(path);
+    *request.headers_mut() = headers;
+    Ok(request)
 }
 
 /// As much of an answer as has come.
@@ -166,14 +225,15 @@ impl Seen {
 /// for. What is longer is cut, and its connection with it. A body of just `max` bytes counts as cut
 /// too, unless its length was told beforehand.
 async fn read_body(
-    answer: &mut reqwest::Response,
+    connection: &mut Connection,
+    body: &mut Incoming,
     max: usize,
     seen: &mut Seen,
-) -> Result<(), reqwest::Error> {
+) -> Result<(), ConnectionError> {
     // Before it is read; later it is the length of the rest.
-    let length = answer.content_length();
+    let length = body.size_hint().exact();
     while seen.body.len() < max {
-        let Some(chunk) = answer.chunk().await? else { return Ok(()) };
+        let Some(chunk) = connection.next_chunk(body).await? else { return Ok(()) };
         let room = max - seen.body.len();
         seen.body.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }

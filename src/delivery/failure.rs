@@ -9,13 +9,10 @@ use crate::domain::{ErrorClass, outcome::Failure};
 const OUT_OF_FILES: [i32; 2] =
     [rustix::io::Errno::MFILE.raw_os_error(), rustix::io::Errno::NFILE.raw_os_error()];
 
-/// Which class an error of the client belongs to.
-pub fn failure_of(error: &reqwest::Error) -> Failure {
-    let class = causes(error).find_map(class_of).unwrap_or(if error.is_connect() {
-        ErrorClass::Connect
-    } else {
-        ErrorClass::Protocol
-    });
+/// Which class an error of an exchange belongs to: what its causes say for certain, or else what
+/// the phase that it happened in says.
+pub(super) fn failure_of(error: &(dyn Error + 'static), otherwise: ErrorClass) -> Failure {
+    let class = causes(error).find_map(class_of).unwrap_or(otherwise);
     Failure::new(class, describe(error))
 }
 
@@ -43,21 +40,14 @@ fn class_of(cause: &(dyn Error + 'static)) -> Option<ErrorClass> {
         .map(|_| ErrorClass::ResponseTooLarge)
 }
 
-/// The error with its causes, without the URL: it is shown beside.
-fn describe(error: &reqwest::Error) -> String {
-    let texts: Vec<_> = causes(error).skip(1).map(ToString::to_string).collect();
-    match texts.last() {
-        // The innermost causes say it; what is around them only names the layers of the client.
-        Some(last) if texts.len() > 1 => {
-            let before = &texts[texts.len() - 2];
-            if before.contains(last.as_str()) {
-                before.clone()
-            } else {
-                format!("{before}: {last}")
-            }
-        }
-        Some(only) => only.clone(),
-        None => error.to_string(),
+/// The innermost causes; what is around them only names the layers of the client.
+fn describe(error: &(dyn Error + 'static)) -> String {
+    let texts: Vec<_> = causes(error).map(ToString::to_string).collect();
+    match texts.as_slice() {
+        [.., before, last] if !before.contains(last.as_str()) => format!("{before}: {last}"),
+        [.., before, _] => before.clone(),
+        [only] => only.clone(),
+        [] => String::new(),
     }
 }
 

@@ -1,7 +1,9 @@
 //! One HTTP exchange: sign, send, classify. Knows no database and no queue.
 
 pub mod client;
+mod connection;
 mod failure;
+mod pool;
 pub mod request;
 pub mod resolver;
 

@@ -5,14 +5,21 @@
 //! rebinding) gains nothing. One bad address among good ones refuses the whole name. Hosts that are
 //! addresses themselves never come here; [`super::client`] vets those.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use futures_util::future::BoxFuture;
 use hickory_resolver::{
     TokioResolver,
     config::{LookupIpStrategy, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
 };
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower::Service;
 
 use crate::domain::address::{AddressPolicy, AddressRefused};
 
@@ -80,13 +87,19 @@ impl VettingResolver {
     }
 }
 
-impl Resolve for VettingResolver {
-    fn resolve(&self, name: Name) -> Resolving {
+/// What the connector asks; it fills in the port.
+impl Service<Name> for VettingResolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = ResolveError;
+    type Future = BoxFuture<'static, Result<Self::Response, ResolveError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ResolveError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let this = self.clone();
-        Box::pin(async move {
-            let addresses = this.addresses(name.as_str()).await?;
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
+        Box::pin(async move { Ok(this.addresses(name.as_str()).await?.into_iter()) })
     }
 }
 

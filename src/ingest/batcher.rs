@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     Handover, Ingest, Rejected, Waiting,
     batch::{self, Answer, Routed, SUBMISSIONS_MAX, applications_of},
-    channel,
+    channel, gather,
     routes::Routes,
 };
 use crate::{
@@ -85,7 +85,7 @@ impl Batcher {
         let mut backlog = VecDeque::new();
         loop {
             if backlog.is_empty() {
-                if self.waiting.recv_many(&mut gathered, SUBMISSIONS_MAX).await == 0 {
+                if !gather(&mut self.waiting, &mut gathered, SUBMISSIONS_MAX).await {
                     return;
                 }
                 // Whoever hung up was answered nothing, and need not be stored.

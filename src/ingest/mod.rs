@@ -5,6 +5,7 @@
 
 mod batch;
 mod batcher;
+mod gather;
 pub mod handover;
 mod routes;
 
@@ -15,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::domain::{EventId, Submission};
 
 pub use batcher::Batcher;
+pub use gather::gather;
 pub use handover::Handover;
 
 /// How many submissions may wait for the batcher. Beyond it callers are told to come back later.

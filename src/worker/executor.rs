@@ -38,7 +38,8 @@ fn start_ready(shared: &Arc<Shared>) {
         let Some(owner) = shared.handover.owner() else { return };
         let Some(claim) = shared.handover.lanes().start_next() else { return };
         if claim.token.owner == owner {
-            shared.requests.spawn(execute(shared.clone(), claim));
+            // Boxed, or its four kibibytes would be moved from hand to hand until the runtime has it.
+            shared.requests.spawn(Box::pin(execute(shared.clone(), claim)));
         } else {
             // Claimed under an id that was buried since: another process has it.
             shared.handover.forget(claim.delivery_id, claim.token);
@@ -66,9 +67,13 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
         _ = shared.results.send(finished) => {}
         () = shared.abort.cancelled() => return,
     }
-    // What is not returned is still held, and given back at the end.
+    if returned.is_empty() {
+        return;
+    }
+    // What is not returned is still held, and given back at the end. Boxed: it is rare, and would
+    // make every request larger.
     tokio::select! {
-        () = return_queued(&shared, lane, returned, verdict) => {}
+        () = Box::pin(return_queued(&shared, lane, returned, verdict)) => {}
         () = shared.abort.cancelled() => {}
     }
 }
@@ -180,9 +185,6 @@ fn verdict(outcome: &Outcome) -> Verdict {
 
 /// Gives back what waited in memory for a lane that is paused or hangs.
 async fn return_queued(shared: &Shared, lane: LaneId, claims: Vec<Claim>, verdict: Verdict) {
-    if claims.is_empty() {
-        return;
-    }
     let (pause, when) = match verdict {
         Verdict::Paused(pause) => (pause, Release::After(pause)),
         _ => (Duration::ZERO, Release::InPlace),

@@ -1,4 +1,5 @@
-//! Housekeeping in bounded portions: days of the history, old idempotency keys, idle lanes.
+//! Housekeeping in bounded portions: days of the history, old idempotency keys, idle lanes, idle
+//! connections.
 
 use std::{
     sync::Arc,
@@ -16,11 +17,22 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3_600);
 const KEYS_PER_DELETE: i64 = 5_000;
 const DELETES_PER_ROUND: usize = 200;
 
+/// The time between two looks at the connections that rest.
+const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Keeps house until the end.
 pub async fn run(shared: Arc<Shared>) {
     tokio::select! {
         () = shared.stop.cancelled() => {}
         () = rounds(&shared) => {}
+        () = close_idle_connections(&shared) => {}
+    }
+}
+
+async fn close_idle_connections(shared: &Shared) {
+    loop {
+        tokio::time::sleep(CONNECTIONS_INTERVAL).await;
+        shared.client.close_idle();
     }
 }
 

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{DeliveryState, ErrorClass},
-    ingest::Handover,
+    ingest::{Handover, gather},
     store::{
         Store, StoreError,
         dispatchers::DispatcherId,
@@ -32,7 +32,7 @@ pub async fn run(
 ) {
     let mut batch = Vec::with_capacity(RESULTS_MAX);
     loop {
-        if results.recv_many(&mut batch, RESULTS_MAX).await == 0 {
+        if !gather(&mut results, &mut batch, RESULTS_MAX).await {
             return;
         }
         while !batch.is_empty() {

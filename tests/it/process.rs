@@ -70,7 +70,6 @@ trait OfTests {
 
 impl OfTests for reqwest::Client {
     fn new_of_tests() -> reqwest::Client {
-        crate::support::install_crypto();
         reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap()
     }
 }

@@ -59,7 +59,6 @@ impl TestApp {
 
     /// The service on a database that may be another service's too.
     pub async fn on(database: TestDatabase, flags: &[&str]) -> Self {
-        super::install_crypto();
         let app = App::bind(config(&database, flags)).await.unwrap();
         let base = format!("http://{}", app.local_addr().unwrap());
         let stop = CancellationToken::new();

@@ -6,12 +6,7 @@ mod cluster;
 pub mod process;
 pub mod raw;
 mod receiver;
-
-/// What encrypts for the clients of the tests. The service installs it for itself, in a test that
-/// runs alone perhaps too late.
-pub fn install_crypto() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
+pub mod tls;
 
 pub use app::{TestApp, eventually};
 pub use cluster::TestDatabase;

@@ -1,0 +1,207 @@
+//! One connection to a receiver: how it is opened, and one exchange at a time over it.
+//!
+//! A connection is driven by the task that uses it. The task that waits for the answer polls the
+//! connection itself, so there is no task a connection, and no message between the two: that was a
+//! fifth of the CPU of a delivery. A connection that rests is polled by nobody; what happened to it
+//! meanwhile is noticed before it is used again.
+
+use std::{
+    error::Error,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response, Uri,
+    body::{Body, Incoming},
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use rustls::{ClientConfig, pki_types::ServerName};
+use rustls_platform_verifier::BuilderVerifierExt;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
+use tower::ServiceExt;
+
+use super::resolver::VettingResolver;
+use crate::domain::ErrorClass;
+
+/// How many header lines an answer may have.
+const RESPONSE_HEADERS_MAX: usize = 100;
+/// How many bytes the head of an answer may have.
+const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// What an exchange failed with, and the class that it has unless its causes say otherwise.
+#[derive(Debug)]
+pub(super) struct ConnectionError {
+    pub otherwise: ErrorClass,
+    pub cause: Box<dyn Error + Send + Sync>,
+}
+
+impl ConnectionError {
+    fn new(otherwise: ErrorClass, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { otherwise, cause: cause.into() }
+    }
+
+    fn tls(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::new(ErrorClass::Tls, cause)
+    }
+
+    /// A fault of ours.
+    pub fn internal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::new(ErrorClass::Internal, cause)
+    }
+}
+
+/// Opens connections: resolves and vets, connects, and encrypts if the scheme says so.
+#[derive(Clone)]
+pub(super) struct Connector {
+    tcp: HttpConnector<VettingResolver>,
+    tls: Option<TlsConnector>,
+}
+
+impl Connector {
+    /// Opens connections over plain http.
+    pub fn plain(resolver: VettingResolver) -> Self {
+        let mut tcp = HttpConnector::new_with_resolver(resolver);
+        tcp.set_nodelay(true);
+        Self { tcp, tls: None }
+    }
+
+    /// Opens connections over TLS, trusting what the machine trusts.
+    pub fn encrypted(resolver: VettingResolver) -> Result<Self, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_platform_verifier()?
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let Self { mut tcp, .. } = Self::plain(resolver);
+        tcp.enforce_http(false);
+        Ok(Self { tcp, tls: Some(TlsConnector::from(Arc::new(config))) })
+    }
+
+    /// Opens a connection to the host and port of an absolute URI. Waits as long as it takes.
+    pub async fn open(&self, uri: Uri) -> Result<Connection, ConnectionError> {
+        let host = uri.host().unwrap_or_default().to_owned();
+        let connected = self.tcp.clone().oneshot(uri).await;
+        let stream = connected
+            .map_err(|error| ConnectionError::new(ErrorClass::Connect, error))?
+            .into_inner();
+        let stream = match &self.tls {
+            None => Either::Left(stream),
+            Some(tls) => {
+                let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(name).map_err(ConnectionError::tls)?;
+                Either::Right(tls.connect(name, stream).await.map_err(ConnectionError::tls)?)
+            }
+        };
+        Connection::over(stream).await
+    }
+}
+
+type Transport = TokioIo<Either<TcpStream, TlsStream<TcpStream>>>;
+type Driver = http1::Connection<Transport, Full<Bytes>>;
+
+/// An open connection. Dropping it closes it.
+pub(super) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// What reads and writes; `None` once the connection has ended.
+    driver: Option<Pin<Box<Driver>>>,
+}
+
+/// Why no answer came.
+pub(super) enum SendError {
+    /// The connection was closed before the request went out: another one may take it.
+    Unsent(Box<Request<Full<Bytes>>>, ConnectionError),
+    /// The receiver may have seen the request.
+    Failed(ConnectionError),
+}
+
+impl Connection {
+    async fn over(
+        stream: Either<TcpStream, TlsStream<TcpStream>>,
+    ) -> Result<Self, ConnectionError> {
+        let handshake = http1::Builder::new()
+            .max_headers(RESPONSE_HEADERS_MAX)
+            .max_buf_size(RESPONSE_HEAD_BYTES_MAX)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (sender, driver) = handshake.map_err(protocol)?;
+        Ok(Self { sender, driver: Some(Box::pin(driver)) })
+    }
+
+    /// Whether it can take a request, after a look at what happened since it was last used.
+    pub async fn is_ready(&mut self) -> bool {
+        poll_fn(|cx| {
+            drive(&mut self.driver, cx);
+            Poll::Ready(self.driver.is_some() && self.sender.is_ready())
+        })
+        .await
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let driver = &mut self.driver;
+        let answered = poll_fn(|cx| {
+            // First it takes the request, then the connection writes it.
+            if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
+                return Poll::Ready(answered);
+            }
+            drive(driver, cx);
+            answer.as_mut().poll(cx)
+        });
+        answered.await.map_err(|mut refused| match refused.take_message() {
+            Some(request) => SendError::Unsent(Box::new(request), protocol(refused.into_error())),
+            None => SendError::Failed(protocol(refused.into_error())),
+        })
+    }
+
+    /// The next portion of an answer's body; `None` at its end.
+    pub async fn next_chunk(
+        &mut self,
+        body: &mut Incoming,
+    ) -> Result<Option<Bytes>, ConnectionError> {
+        loop {
+            let frame = poll_fn(|cx| {
+                if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+                    return Poll::Ready(frame);
+                }
+                drive(&mut self.driver, cx);
+                Pin::new(&mut *body).poll_frame(cx)
+            });
+            match frame.await.transpose().map_err(protocol)? {
+                None => return Ok(None),
+                Some(frame) => {
+                    // What is not data are trailers, and they say nothing to us.
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lets a connection read and write as far as it can. What it fails with is told to whoever waits
+/// for its answer.
+fn drive(driver: &mut Option<Pin<Box<Driver>>>, cx: &mut Context<'_>) {
+    if let Some(running) = driver
+        && running.as_mut().poll(cx).is_ready()
+    {
+        *driver = None;
+    }
+}
+
+fn protocol(error: hyper::Error) -> ConnectionError {
+    ConnectionError::new(ErrorClass::Protocol, error)
+}

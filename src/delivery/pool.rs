@@ -1,0 +1,150 @@
+//! Connections at rest, kept for the next request to the same origin.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How long a connection may rest before it is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many connections may rest in all; beyond it the one that has rested longest is closed. One
+/// costs some 30 KiB.
+const IDLE_MAX: usize = 2_048;
+
+/// What rests: connections, but for the tests.
+pub(super) struct Pool<C> {
+    idle: Mutex<Idle<C>>,
+    per_origin_max: usize,
+}
+
+struct Idle<C> {
+    /// By number, and so by the time when they were put here.
+    resting: BTreeMap<u64, Resting<C>>,
+    /// The numbers of each origin, ascending.
+    by_origin: HashMap<Arc<str>, VecDeque<u64>>,
+    next_number: u64,
+}
+
+struct Resting<C> {
+    connection: C,
+    origin: Arc<str>,
+    since: Instant,
+}
+
+impl<C> Pool<C> {
+    /// An empty pool that keeps at most so many connections of one origin.
+    pub fn new(per_origin_max: usize) -> Self {
+        let (resting, by_origin) = (BTreeMap::new(), HashMap::new());
+        Self { idle: Mutex::new(Idle { resting, by_origin, next_number: 0 }), per_origin_max }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle<C>> {
+        // A panic under this lock leaves a number without its connection at worst.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the connection of an origin that was used last: the likeliest to be open still.
+    pub fn take(&self, origin: &str, now: Instant) -> Option<C> {
+        let mut idle = self.idle();
+        let number = idle.by_origin.get_mut(origin)?.pop_back()?;
+        let resting = idle.resting.remove(&number)?;
+        // The others of this origin have rested even longer.
+        (now < resting.since + IDLE_TIMEOUT).then_some(resting.connection)
+    }
+
+    /// Keeps a connection for the next request. What exceeds the bounds is closed.
+    pub fn put(&self, origin: &str, connection: C, now: Instant) {
+        let mut guard = self.idle();
+        let idle = &mut *guard;
+        let number = idle.next_number;
+        idle.next_number += 1;
+        let known = idle.by_origin.get_key_value(origin);
+        let origin = known.map_or_else(|| Arc::from(origin), |(origin, _)| origin.clone());
+        let numbers = idle.by_origin.entry(origin.clone()).or_default();
+        numbers.push_back(number);
+        let is_over = numbers.len() > self.per_origin_max;
+        let surplus = if is_over { numbers.pop_front() } else { None };
+        idle.resting.insert(number, Resting { connection, origin, since: now });
+        let surplus = surplus.and_then(|number| idle.resting.remove(&number));
+        let eldest = if idle.resting.len() > IDLE_MAX { idle.remove_eldest() } else { None };
+        // Closing is a system call, and nobody need wait for it.
+        drop(guard);
+        drop((surplus, eldest));
+    }
+
+    /// Closes what has rested for too long.
+    pub fn close_idle(&self, now: Instant) {
+        let mut closed = Vec::new();
+        let mut idle = self.idle();
+        while let Some(eldest) = idle.resting.first_entry()
+            && eldest.get().since + IDLE_TIMEOUT <= now
+        {
+            closed.extend(idle.remove_eldest());
+        }
+        idle.by_origin.retain(|_, numbers| !numbers.is_empty());
+        drop(idle);
+    }
+}
+
+impl<C> Idle<C> {
+    fn remove_eldest(&mut self) -> Option<C> {
+        let (_, eldest) = self.resting.pop_first()?;
+        // It is the eldest of its origin too.
+        if let Some(numbers) = self.by_origin.get_mut(&eldest.origin) {
+            numbers.pop_front();
+        }
+        Some(eldest.connection)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbered(pool: &Pool<usize>, origin: &str, numbers: std::ops::Range<usize>, now: Instant) {
+        for number in numbers {
+            pool.put(origin, number, now);
+        }
+    }
+
+    #[test]
+    fn an_origin_gets_its_own_latest_connection() {
+        let (pool, now) = (Pool::new(2), Instant::now());
+        numbered(&pool, "http://a", 0..2, now);
+        numbered(&pool, "http://b", 7..8, now);
+        assert_eq!(pool.take("http://a", now), Some(1));
+        assert_eq!(pool.take("http://a", now), Some(0));
+        assert_eq!(pool.take("http://a", now), None);
+        assert_eq!(pool.take("https://b", now), None);
+        assert_eq!(pool.take("http://b", now), Some(7));
+    }
+
+    #[test]
+    fn what_exceeds_a_bound_is_closed_eldest_first() {
+        let (pool, now) = (Pool::new(2), Instant::now());
+        numbered(&pool, "http://a", 0..3, now);
+        let all: Vec<_> = std::iter::from_fn(|| pool.take("http://a", now)).collect();
+        assert_eq!(all, [2, 1]);
+
+        let pool = Pool::new(IDLE_MAX);
+        pool.put("http://first", 0, now);
+        numbered(&pool, "http://a", 1..IDLE_MAX + 1, now);
+        assert_eq!(pool.take("http://first", now), None);
+        assert_eq!(pool.take("http://a", now), Some(IDLE_MAX));
+        assert_eq!(pool.idle().resting.len(), IDLE_MAX - 1);
+    }
+
+    #[test]
+    fn what_rested_too_long_is_not_used_and_is_closed() {
+        let (pool, then) = (Pool::new(9), Instant::now());
+        let now = then + IDLE_TIMEOUT;
+        numbered(&pool, "http://a", 0..2, then);
+        assert_eq!(pool.take("http://a", now), None);
+        pool.put("http://b", 5, now);
+        pool.close_idle(now);
+        assert_eq!(pool.idle().resting.len(), 1);
+        assert_eq!(pool.idle().by_origin.len(), 1, "no origin is remembered without connections");
+        assert_eq!(pool.take("http://b", now), Some(5));
+    }
+}

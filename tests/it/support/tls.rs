@@ -1,0 +1,101 @@
+//! Receivers behind TLS, with certificates of the tests' own authority.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Signs certificates.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// What is right or wrong with a receiver's certificate.
+#[derive(Debug, Clone, Copy)]
+pub enum Certificate {
+    Good,
+    OfAnotherHost,
+    Expired,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// Writes the authority's certificate to a file, for `SSL_CERT_FILE`.
+    pub fn file(&self) -> PathBuf {
+        let file = std::env::temp_dir().join(format!("authority-{}.pem", std::process::id()));
+        std::fs::write(&file, &self.pem).unwrap();
+        file
+    }
+
+    fn server_config(&self, certificate: Certificate) -> ServerConfig {
+        let host = match certificate {
+            Certificate::OfAnotherHost => "other.example",
+            Certificate::Good | Certificate::Expired => "127.0.0.1",
+        };
+        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        if matches!(certificate, Certificate::Expired) {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let key = KeyPair::generate().unwrap();
+        let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap()
+    }
+}
+
+/// Answers 200 to every request, over TLS, on one connection after the other.
+pub struct TlsReceiver {
+    address: SocketAddr,
+    _server: AbortOnDropHandle<()>,
+}
+
+impl TlsReceiver {
+    pub async fn start(authority: &Authority, certificate: Certificate) -> Self {
+        let acceptor = TlsAcceptor::from(Arc::new(authority.server_config(certificate)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "aborted when the receiver is dropped")]
+        let server = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // A client that does not trust us ends the handshake.
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut buffer = [0; 4_096];
+                while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    if stream.write_all(answer).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        Self { address, _server: AbortOnDropHandle::new(server) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}/", self.address)
+    }
+}
