@@ -27,5 +27,6 @@ pub mod app;
 pub mod clock;
 pub mod config;
 pub mod embedded_postgres;
+pub mod probe;
 pub mod shutdown;
 pub mod telemetry;

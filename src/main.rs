@@ -8,7 +8,7 @@ use webhook_dispatcher::{
     app::{App, threads_per_half},
     config::{Config, Settings, Surroundings},
     http::Access,
-    shutdown, telemetry,
+    probe, shutdown, telemetry,
 };
 
 #[global_allocator]
@@ -28,11 +28,17 @@ struct Cli {
 enum Command {
     /// Serve (the same as no subcommand).
     Serve,
+    /// Ask the service that runs with these settings on this machine whether it is ready; exit 0 if
+    /// it is.
+    Health,
 }
 
 fn main() -> ExitCode {
     let Cli { command, mut settings } = Cli::parse();
-    let (None | Some(Command::Serve)) = command;
+    match command {
+        None | Some(Command::Serve) => {}
+        Some(Command::Health) => return health(&settings),
+    }
     settings.surroundings = Surroundings::from_env();
     telemetry::start_logging(&settings.log, settings.log_format);
     let config = match settings.check() {
@@ -57,6 +63,18 @@ fn refuse(message: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Looks at `BIND` and `PORT` only: a check that runs every few seconds should not fail for more.
+fn health(settings: &Settings) -> ExitCode {
+    let bind = match settings.bind() {
+        Ok(bind) => bind,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    match probe::ready(bind) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error.to_string()),
+    }
+}
+
 async fn serve(config: Config) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -79,9 +97,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 /// Says where it listens, and how to try it.
 #[expect(clippy::print_stdout, reason = "for the person who has just started it")]
 fn greet(app: &App) -> anyhow::Result<()> {
-    let address = app.local_addr()?;
-    let host = if address.ip().is_unspecified() { [127, 0, 0, 1].into() } else { address.ip() };
-    let base = format!("http://{}", std::net::SocketAddr::new(host, address.port()));
+    let base = format!("http://{}", probe::reachable(app.local_addr()?));
     let key = match app.config().access {
         Access::Key(_) => " -H \"Authorization: Bearer $ADMIN_API_KEY\"",
         Access::LoopbackOnly | Access::Anybody => "",

@@ -31,12 +31,14 @@
 //! - `exchange`: one request from its arrival to its end, whatever that end is; the log line.
 //! - `ledger`: [`Stats`] and which webhook-ids were seen. Pure.
 //! - `record`: [`Received`], the bounded record of what came and what was answered. Pure.
+//! - [`probe`]: asks a running receiver whether it answers; for the health check of its container.
 //! - `main.rs`: the command line.
 
 mod body;
 mod chaos;
 mod exchange;
 mod ledger;
+pub mod probe;
 mod receiver;
 mod record;
 mod routes;

@@ -4,16 +4,36 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory as _, Parser as _};
-use mock_receiver::{MockReceiver, Settings};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use mock_receiver::{MockReceiver, Settings, probe};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// A webhook receiver that hangs, dawdles and fails by chance, and checks signatures.
+#[derive(Parser)]
+#[command(name = "mock-receiver", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask the receiver that runs with these settings on this machine whether it answers; exit 0 if
+    /// it does.
+    Health,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let settings = Settings::parse();
+    let Cli { command, settings } = Cli::parse();
+    if let Some(Command::Health) = command {
+        return health(&settings);
+    }
     if let Err(error) = settings.check() {
-        Settings::command().error(ErrorKind::ValueValidation, error).exit();
+        Cli::command().error(ErrorKind::ValueValidation, error).exit();
     }
     tracing_subscriber::fmt()
         .with_ansi(io::stdout().is_terminal())
@@ -25,6 +45,17 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a health check is asked for its reason, not for a log")]
+fn health(settings: &Settings) -> ExitCode {
+    match probe::health(settings.bind, settings.port) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mock-receiver: {error}");
             ExitCode::FAILURE
         }
     }

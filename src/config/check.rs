@@ -226,7 +226,8 @@ impl Settings {
         })
     }
 
-    fn bind(&self) -> Result<SocketAddr, ConfigError> {
+    /// The address to serve on: `BIND`, else `PORT` on all addresses, else the default.
+    pub fn bind(&self) -> Result<SocketAddr, ConfigError> {
         if let Some(bind) = set(self.bind.as_deref()) {
             return bind
                 .parse()

@@ -206,6 +206,32 @@ async fn the_embedded_default_keeps_its_data_through_crashes() {
     assert!(!folder.0.join("postgres/postmaster.pid").exists(), "Postgres was stopped too");
 }
 
+/// Runs `webhook-dispatcher health`, which succeeds in silence or fails with this reason.
+#[track_caller]
+fn assert_health(environment: &[(&str, &str)], reason: Option<&str>) {
+    let output = command(environment).arg("health").output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(i32::from(reason.is_some())), "{message}");
+    assert!(message.contains(reason.unwrap_or_default()), "{message}");
+    assert_eq!(message.lines().count(), usize::from(reason.is_some()), "{message}");
+}
+
+#[tokio::test]
+async fn a_health_check_needs_nothing_but_the_address() {
+    let url = TestDatabase::new().await.url();
+    let number = free_port().await;
+    let (bind, port) = (format!("127.0.0.1:{number}"), number.to_string());
+    assert_health(&[("BIND", &bind)], Some(&format!("{bind} does not answer")));
+    let mut service = Process::start(number, &[("DATABASE_URL", url.as_str())]).await;
+    assert_health(&[("BIND", &bind)], None);
+    // All addresses, which would not be served without a key.
+    assert_health(&[("PORT", &port)], None);
+    assert_health(&[("BIND", "nowhere")], Some("BIND"));
+    service.signal("TERM");
+    service.ended().await;
+    assert_health(&[("PORT", &port)], Some("does not answer"));
+}
+
 #[tokio::test]
 async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
     let receiver = MockReceiver::bind(Settings::calm()).await.unwrap();
@@ -248,6 +274,8 @@ async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
     assert_eq!(ready.status(), 503);
     let live = client.get(format!("{}/livez", service.base)).send().await.unwrap();
     assert_eq!(live.status(), 200);
+    let bind = service.base.trim_start_matches("http://");
+    assert_health(&[("BIND", bind)], Some("HTTP/1.1 503"));
 
     drop(postgres);
     let postgres = start().await.unwrap();

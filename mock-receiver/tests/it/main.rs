@@ -153,6 +153,27 @@ fn sigint_stops_it_while_a_request_hangs() {
 }
 
 #[test]
+fn a_health_check_says_whether_it_answers() {
+    /// Runs `mock-receiver health`. Returns its exit code and what it says.
+    fn health(port: &str) -> (Option<i32>, String) {
+        let mut asking = Command::new(env!("CARGO_BIN_EXE_mock-receiver"));
+        // All addresses: it is asked on loopback.
+        let asking = asking.arg("health").env_clear().env("BIND", "0.0.0.0").env("PORT", port);
+        let output = asking.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+    let mut running = Running::start();
+    let (_, port) = running.addr.rsplit_once(':').unwrap();
+    let port = port.to_owned();
+    assert_eq!(health(&port), (Some(0), String::new()));
+    running.signal("TERM");
+    running.exit_code();
+    let (code, reason) = health(&port);
+    assert_eq!(code, Some(1));
+    assert!(reason.contains("does not answer"), "{reason}");
+}
+
+#[test]
 fn bad_settings_in_the_environment_stop_the_start_by_name() {
     let check = |name, value| {
         let mut running = Running::spawn(&[("PORT", "0"), (name, value)]);
