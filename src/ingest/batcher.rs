@@ -203,6 +203,9 @@ impl Batcher {
             match self.store_through_outage(&events).await {
                 Ok(Outcome::Committed(stored)) => {
                     for ((&index, event), stored) in pending.iter().zip(&events).zip(&stored) {
+                        if *stored == Stored::New {
+                            log_accepted(event.event_id);
+                        }
                         answers[index] = Some(Answer::of(event.event_id, *stored));
                     }
                     self.paused.extend(self.settle(events, &stored));
@@ -215,6 +218,7 @@ impl Batcher {
                 Ok(Outcome::FoundStored(found)) => {
                     for (&index, event) in pending.iter().zip(&events) {
                         if found.contains(&event.event_id) {
+                            log_accepted(event.event_id);
                             answers[index] = Some(Answer::Yes(event.event_id));
                         }
                     }
@@ -394,6 +398,11 @@ fn owned<'a>(
             Some((event, delivery, ClaimToken { owner: delivery.owner?, number: 1 }))
         })
     })
+}
+
+/// With this line the log of one event begins. Before it is handed over, so that it comes first.
+fn log_accepted(event_id: EventId) {
+    tracing::debug!(event = %event_id, "accepted");
 }
 
 fn fill(answers: &mut [Option<Answer>], indexes: &[usize], rejected: Rejected) {

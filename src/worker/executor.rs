@@ -91,6 +91,9 @@ async fn attempt(shared: &Shared, claim: &Claim) -> (Exchange, String, DateTime<
         target: &claim.target,
         body: &claim.payload,
     };
+    tracing::debug!(
+        event = %claim.event_id, delivery = %claim.delivery_id, attempt = attempt.number, "sending"
+    );
     match Outgoing::signed(&attempt, &shared.keys) {
         Ok(outgoing) => {
             let headers = request::header_lines(&outgoing.headers);

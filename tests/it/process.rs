@@ -233,6 +233,30 @@ async fn a_health_check_needs_nothing_but_the_address() {
 }
 
 #[tokio::test]
+async fn the_debug_log_follows_one_event_and_the_usual_one_is_silent() {
+    let receiver = Receiver::always(200).await;
+    let url = TestDatabase::new().await.url();
+    for (log, lines) in [
+        ("info,webhook_dispatcher=debug", &["accepted", "sending", "delivered"][..]),
+        ("info", &[]),
+    ] {
+        let own = [("DATABASE_URL", url.as_str()), ("RUST_LOG", log)];
+        let mut service = Process::start(free_port().await, &[FAST, &own].concat()).await;
+        let before = receiver.count();
+        let id = post(&service.base, &receiver.url("/"), 1).await.unwrap();
+        eventually("the delivery", async || (receiver.count() > before).then_some(())).await;
+        service.signal("TERM");
+        service.ended().await;
+        let output = service.output();
+        let told: Vec<&str> = output.lines().filter(|line| line.contains(&id)).collect();
+        assert_eq!(told.len(), lines.len(), "{output}");
+        for (told, line) in told.iter().zip(lines) {
+            assert!(told.contains(&format!(": {line} event={id}")), "{told}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
     let receiver = MockReceiver::bind(Settings::calm()).await.unwrap();
     let folder = Folder::new("outage");
