@@ -223,7 +223,9 @@ async fn database(
                 path: path.clone(),
                 extra_settings: Vec::new(),
             };
-            let embedded = EmbeddedPostgres::start(options).await?;
+            let embedded = EmbeddedPostgres::start(options)
+                .await
+                .context("DATABASE_URL is not set, and a private Postgres cannot be had")?;
             Ok((embedded.connect_options(), Some(embedded)))
         }
     }
