@@ -7,6 +7,7 @@ mod support;
 
 mod api;
 mod delivery;
+mod documents;
 mod embedded_postgres;
 mod partitions;
 mod pool;

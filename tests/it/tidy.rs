@@ -32,7 +32,8 @@ const IMPURE: &[&str] = &[
 /// Lines of a file, its tests apart.
 const LINES_MAX: usize = 500;
 
-fn root() -> &'static Path {
+/// The folder of the repository.
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
