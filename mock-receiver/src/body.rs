@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+
+use crate::routes::text;
 
 /// The largest body that is taken; a larger one is answered 413.
 pub const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -36,6 +39,12 @@ impl BodyError {
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Broken => StatusCode::BAD_REQUEST,
         }
+    }
+}
+
+impl IntoResponse for BodyError {
+    fn into_response(self) -> Response {
+        text(self.status(), &self.to_string())
     }
 }
 

@@ -1,11 +1,14 @@
-//! One request to a webhook route, from the arrival of its headers to its end.
+//! One request to `/webhook` or to a receiver on request, from the arrival of its head to its end.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
+use axum::http::Method;
 use axum::http::request::Parts;
 use bytes::Bytes;
 
+use crate::body::{self, BodyError};
 use crate::ledger::Ending;
 use crate::record::{Answer, Headers, Received, Verdict};
 use crate::shared::Shared;
@@ -19,9 +22,10 @@ pub(crate) struct Exchange {
     /// Of the request, in the record.
     number: u64,
     begun_at: Instant,
+    method: Method,
     path: Arc<str>,
     webhook_id: Option<Arc<str>>,
-    /// As counted here; known once the request has proved to be well signed.
+    /// As counted here; known once [`Self::count_attempt`] was asked.
     attempt: Option<u32>,
     verdict: Verdict,
     /// How the request has ended if the exchange is dropped now.
@@ -29,13 +33,42 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn begin(shared: Arc<Shared>, parts: &Parts) -> Self {
+    /// Takes a request whole: reads its body and checks its signatures. If the body cannot be
+    /// taken, the exchange has ended.
+    pub(crate) async fn receive(
+        shared: Arc<Shared>,
+        parts: &Parts,
+        body: Body,
+    ) -> Result<Self, BodyError> {
+        let mut exchange = Self::begin(shared, parts);
+        let shared = Arc::clone(&exchange.shared);
+        let limits = &shared.limits;
+        match body::read(body, limits.body_bytes, limits.body_read).await {
+            Ok(body) => {
+                exchange.verdict = match shared.verifier.verify(&parts.headers, &body, now_unix_s())
+                {
+                    Ok(()) => Verdict::Good,
+                    Err(error) => Verdict::Bad(error),
+                };
+                let (number, verdict) = (exchange.number, exchange.verdict);
+                shared.change(|ledger| ledger.body_arrived(number, body, verdict));
+                Ok(exchange)
+            }
+            Err(error) => {
+                exchange.end(Ending::Refused(error.status()));
+                Err(error)
+            }
+        }
+    }
+
+    fn begin(shared: Arc<Shared>, parts: &Parts) -> Self {
         let begun_at = Instant::now();
         let path: Arc<str> = parts.uri.to_string().into();
         let received = Received {
             number: 0, // set by the record
             arrived_at: SystemTime::now(),
             arrived_at_monotonic: begun_at,
+            method: parts.method.clone(),
             path: Arc::clone(&path),
             headers: Headers::copy(&parts.headers),
             body: Bytes::new(),
@@ -48,6 +81,7 @@ impl Exchange {
             shared,
             number,
             begun_at,
+            method: parts.method.clone(),
             path,
             webhook_id,
             attempt: None,
@@ -56,26 +90,33 @@ impl Exchange {
         }
     }
 
-    /// Records the body and whether it is well signed. If so, returns its webhook-id and how many
-    /// well signed requests there now were with that id.
-    pub(crate) fn body_arrived(
-        &mut self,
-        body: Bytes,
-        verdict: Verdict,
-    ) -> Option<(Arc<str>, u32)> {
-        self.verdict = verdict;
-        let good_id = self.webhook_id.clone().filter(|_| verdict.is_good());
-        self.attempt = self.shared.change(|ledger| {
-            ledger.body_arrived(self.number, body, verdict);
-            good_id.as_ref().map(|webhook_id| ledger.count_attempt(webhook_id))
-        });
-        good_id.zip(self.attempt)
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
-    /// The request is held without an answer from now on, until the exchange is dropped.
-    pub(crate) fn hold(&mut self) {
-        self.ending_when_dropped = Ending::Hung;
-        self.shared.change(|ledger| ledger.hold(self.number));
+    /// The header `webhook-id`, also of a request that is badly signed.
+    pub(crate) fn webhook_id(&self) -> Option<&Arc<str>> {
+        self.webhook_id.as_ref()
+    }
+
+    /// Whether the signatures were good.
+    pub(crate) fn verdict(&self) -> Verdict {
+        self.verdict
+    }
+
+    /// Counts an attempt, if the request is well signed. Returns its webhook-id and how many
+    /// attempts there now were with that id.
+    pub(crate) fn count_attempt(&mut self) -> Option<(Arc<str>, u32)> {
+        let webhook_id = self.webhook_id.clone().filter(|_| self.verdict.is_good())?;
+        let attempt = self.shared.change(|ledger| ledger.count_attempt(&webhook_id));
+        self.attempt = Some(attempt);
+        Some((webhook_id, attempt))
+    }
+
+    /// What the client gets is decided, but goes on until the exchange is dropped.
+    pub(crate) fn will_end(&mut self, ending: Ending) {
+        self.shared.change(|ledger| ledger.will_end(self.number, &ending));
+        self.ending_when_dropped = ending;
     }
 
     /// The request is answered now.
@@ -89,7 +130,7 @@ impl Drop for Exchange {
         let ending = &self.ending_when_dropped;
         self.shared.change(|ledger| ledger.end(self.number, ending));
         tracing::info!(
-            method = "POST",
+            method = self.method.as_str(),
             path = &*self.path,
             webhook_id = self.webhook_id.as_deref(),
             attempt = self.attempt,
@@ -99,4 +140,8 @@ impl Drop for Exchange {
             "request"
         );
     }
+}
+
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -22,8 +22,10 @@
 //!
 //! - `settings`: [`Settings`], from environment variables and flags, or literal in tests.
 //! - `receiver`: [`MockReceiver`], the accept loop and its connections, all stopped together.
-//! - `routes`: what each path does. A new route with some misbehaviour goes here; one that ends
-//!   the connection without an answer returns `routes::close_connection()`.
+//! - `routes`: `/webhook`, `/stats` and the rest of what is always there.
+//! - `on_request`: routes that always do the same. One with a new misbehaviour goes here.
+//! - `wire`: what these do when HTTP is not enough: scripts, played on the bare socket.
+//! - `bomb`: a gzip file that unpacks to a gibibyte.
 //! - `body`: reading a request's body within bounds.
 //! - `signature`: [`Secret`] and the check of both signatures. Pure; no clock.
 //! - `chaos`: what will go wrong with which attempt. Pure; neither clock nor randomness.
@@ -35,9 +37,11 @@
 //! - `main.rs`: the command line.
 
 mod body;
+mod bomb;
 mod chaos;
 mod exchange;
 mod ledger;
+mod on_request;
 pub mod probe;
 mod receiver;
 mod record;
@@ -45,10 +49,12 @@ mod routes;
 mod settings;
 mod shared;
 mod signature;
+mod wire;
 
 pub use body::BODY_BYTES_MAX;
 pub use chaos::{Chaos, Plan};
-pub use ledger::{IDS_MAX, Stats};
+pub use ledger::{FAIL_FIRST_IDS_MAX, IDS_MAX, Stats};
+pub use on_request::FOREVER;
 pub use receiver::MockReceiver;
 pub use record::{Answer, Headers, RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, Received, Verdict};
 pub use routes::HANG_MAX;

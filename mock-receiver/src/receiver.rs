@@ -1,5 +1,6 @@
 //! The receiver: its accept loop and its connections, which all stop together.
 
+use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use tokio::task::JoinSet;
 
 use crate::ledger::{Ledger, Stats};
 use crate::record::Received;
-use crate::routes::{self, CloseConnection};
+use crate::routes;
 use crate::settings::Settings;
 use crate::shared::{Limits, Shared};
+use crate::wire::{Script, TakeOver};
 
 /// How many connections are served at a time; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -155,6 +157,8 @@ async fn serve(listener: TcpListener, router: Router, mut stopped: oneshot::Rece
     connections.shutdown().await;
 }
 
+/// Speaks HTTP, until the end or until a handler returns a script: hyper stops without a byte, and
+/// what follows is played on the bare socket.
 async fn serve_connection(stream: TcpStream, router: Router) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -163,22 +167,24 @@ async fn serve_connection(stream: TcpStream, router: Router) {
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = paths.call(request);
         async move {
-            let Ok(response) = answer.await;
-            match response.extensions().get::<CloseConnection>() {
+            let Ok(mut response) = answer.await;
+            match response.extensions_mut().remove::<Script>() {
                 None => Ok(response),
-                Some(_) => Err(io::Error::from(io::ErrorKind::ConnectionAborted)),
+                Some(script) => Err(TakeOver(script)),
             }
         }
     });
     // A client that hangs up while it waits is noticed, and its request dropped: hyper's
     // `half_close` is off by default.
-    let served = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_READ_MAX)
         .max_buf_size(HEADERS_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
+        .serve_connection(TokioIo::new(stream), service);
+    let Err(error) = (&mut connection).await else { return };
+    if let Some(TakeOver(script)) = error.source().and_then(|cause| cause.downcast_ref()) {
+        script.clone().play(connection.into_parts().io.into_inner()).await;
+    } else {
         tracing::debug!(%error, "a connection ended early");
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use bytes::Bytes;
 
 use crate::signature::SignatureError;
@@ -16,7 +16,7 @@ pub const RECORD_ENTRIES_MAX: usize = 200_000;
 /// How many bytes of bodies, headers and paths the record keeps in all.
 pub const RECORD_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// One request to a webhook route. Cheap to clone.
+/// One request to `/webhook` or to a receiver on request. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Received {
     /// Counts from 0, in the order in which the requests' headers arrived.
@@ -25,6 +25,8 @@ pub struct Received {
     pub arrived_at: SystemTime,
     /// The same moment, to measure the time between requests.
     pub arrived_at_monotonic: Instant,
+    /// POST from a sender, anything from a person who tries a receiver on request.
+    pub method: Method,
     /// Path and query as they came.
     pub path: Arc<str>,
     /// All headers.
@@ -51,7 +53,7 @@ pub enum Verdict {
     Unchecked,
     /// Both signatures are good.
     Good,
-    /// The request was not processed.
+    /// `/webhook` does not process the request; receivers on request do not mind.
     Bad(SignatureError),
 }
 
@@ -64,6 +66,8 @@ pub enum Answer {
     Status(StatusCode),
     /// Nothing, on purpose: the request is or was held without an answer.
     Hang,
+    /// A reset connection, before the answer, or in its head or its body.
+    Reset,
     /// Nothing: the client hung up, or the receiver was stopped, before the answer was due.
     Abandoned,
 }
@@ -141,6 +145,7 @@ impl fmt::Display for Answer {
             Self::Pending => f.write_str("pending"),
             Self::Status(status) => write!(f, "{}", status.as_u16()),
             Self::Hang => f.write_str("hang"),
+            Self::Reset => f.write_str("reset"),
             Self::Abandoned => f.write_str("abandoned"),
         }
     }
@@ -216,6 +221,7 @@ pub(crate) mod tests {
             number: 0,
             arrived_at: SystemTime::now(),
             arrived_at_monotonic: Instant::now(),
+            method: Method::POST,
             path: path.into(),
             headers: Headers::copy(&HeaderMap::new()),
             body: Bytes::new(),

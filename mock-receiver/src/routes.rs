@@ -1,24 +1,25 @@
 //! What each path does.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use bytes::Bytes;
 use serde::Serialize;
 
-use crate::body;
 use crate::chaos::Plan;
 use crate::exchange::Exchange;
 use crate::ledger::{Ending, Stats};
-use crate::record::Verdict;
+use crate::on_request;
 use crate::settings::Settings;
 use crate::shared::Shared;
+use crate::wire::{Script, Then};
 
-/// How long a request is held without an answer; then its connection is closed.
+/// How long a request to `/webhook` is held without an answer; then its connection is closed.
 pub const HANG_MAX: Duration = Duration::from_mins(2);
 
 /// What the `Retry-After` of a 429 says, in seconds.
@@ -30,11 +31,12 @@ mock-receiver: a webhook receiver that behaves badly on purpose
 POST /webhook   checks both signatures (401 if one is bad), then hangs, waits, fails or answers 200
 GET  /stats     what came and how it was answered, as JSON
 GET  /health    {\"ok\":true}
-";
 
-/// An answer that is not sent: the connection is closed instead. See [`close_connection`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CloseConnection;
+On request, each of these does always the same. They take any method, signed or not; signatures
+are checked and logged all the same. For ever is an hour. With [?status=] the status can be
+another one. POST an event to the dispatcher with one of them as its target_url, or try it here:
+
+";
 
 /// `GET /stats`: the names are those of the variables, in lower case.
 #[derive(Serialize)]
@@ -57,10 +59,11 @@ struct SettingsPage {
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
-        .route("/", get(async || INDEX))
+        .route("/", get(index))
         .route("/health", get(async || json(&serde_json::json!({ "ok": true }))))
         .route("/stats", get(stats))
         .route("/webhook", post(webhook))
+        .merge(on_request::router())
         .fallback(async |method, uri| unknown(StatusCode::NOT_FOUND, &method, &uri))
         .method_not_allowed_fallback(async |method, uri| {
             unknown(StatusCode::METHOD_NOT_ALLOWED, &method, &uri)
@@ -68,31 +71,31 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
+/// Plain text, for terminals and browsers alike. Commands name this receiver as its caller does.
+async fn index(headers: HeaderMap) -> Response {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let base = format!("http://{}", host.unwrap_or("localhost:8080"));
+    (StatusCode::OK, INDEX.to_owned() + &on_request::page(&base)).into_response()
+}
+
 /// Takes a webhook, and behaves as the chaos says if it is well signed.
 async fn webhook(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let mut exchange = Exchange::begin(Arc::clone(&shared), &parts);
-    let limits = &shared.limits;
-    let body = match body::read(body, limits.body_bytes, limits.body_read).await {
-        Ok(body) => body,
-        Err(error) => {
-            exchange.end(Ending::Refused(error.status()));
-            return text(error.status(), &error.to_string());
-        }
+    let mut exchange = match Exchange::receive(Arc::clone(&shared), &parts, body).await {
+        Ok(exchange) => exchange,
+        Err(error) => return error.into_response(),
     };
-    let verdict = match shared.verifier.verify(&parts.headers, &body, now_unix_s()) {
-        Ok(()) => Verdict::Good,
-        Err(error) => Verdict::Bad(error),
-    };
-    let Some((webhook_id, attempt)) = exchange.body_arrived(body, verdict) else {
+    let Some((webhook_id, attempt)) = exchange.count_attempt() else {
+        let why = format!("signature {}", exchange.verdict());
         exchange.end(Ending::BadlySigned);
-        return text(StatusCode::UNAUTHORIZED, &format!("signature {verdict}"));
+        return text(StatusCode::UNAUTHORIZED, &why);
     };
     match shared.chaos.plan(&webhook_id, attempt) {
         Plan::Hang => {
-            exchange.hold();
-            tokio::time::sleep(limits.hang).await;
-            close_connection()
+            exchange.will_end(Ending::Hung);
+            let (opening, time_max) = (Bytes::new(), shared.limits.hang);
+            let exchange = Arc::new(exchange);
+            Script { opening, then: Then::Hold, time_max, exchange }.into_response()
         }
         Plan::Answer { delay, status } => {
             // Tokio's shortest sleep is a millisecond, even of no time at all.
@@ -117,13 +120,6 @@ async fn stats(State(shared): State<Arc<Shared>>) -> Response {
     json(&StatsPage { stats: shared.read(crate::ledger::Ledger::stats), settings })
 }
 
-/// Closes the connection without an answer.
-pub(crate) fn close_connection() -> Response {
-    let mut response = Response::default();
-    response.extensions_mut().insert(CloseConnection);
-    response
-}
-
 fn fail(status: StatusCode) -> Response {
     let mut response = text(status, "failed on purpose");
     if status == StatusCode::TOO_MANY_REQUESTS {
@@ -139,15 +135,11 @@ fn unknown(status: StatusCode, method: &Method, uri: &Uri) -> Response {
     text(status, "GET / says what there is")
 }
 
-fn text(status: StatusCode, line: &str) -> Response {
+pub(crate) fn text(status: StatusCode, line: &str) -> Response {
     (status, format!("{line}\n")).into_response()
 }
 
 fn json(value: &impl Serialize) -> Response {
     let text = serde_json::to_string(value).expect("numbers and texts are JSON");
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
-}
-
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::body::{BODY_BYTES_MAX, BODY_READ_MAX};
 use crate::chaos::Chaos;
 use crate::ledger::{IDS_MAX, Ledger};
+use crate::on_request::FOREVER;
 use crate::record::{RECORD_BYTES_MAX, RECORD_ENTRIES_MAX, Record};
 use crate::routes::HANG_MAX;
 use crate::settings::Settings;
@@ -32,11 +33,17 @@ pub(crate) struct Limits {
     pub(crate) body_bytes: usize,
     pub(crate) body_read: Duration,
     pub(crate) hang: Duration,
+    pub(crate) forever: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { body_bytes: BODY_BYTES_MAX, body_read: BODY_READ_MAX, hang: HANG_MAX }
+        Self {
+            body_bytes: BODY_BYTES_MAX,
+            body_read: BODY_READ_MAX,
+            hang: HANG_MAX,
+            forever: FOREVER,
+        }
     }
 }
 

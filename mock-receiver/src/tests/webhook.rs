@@ -220,6 +220,7 @@ async fn stats_are_told_as_json_without_the_secret() {
         "badly_signed": 0,
         "failed_on_purpose": stats.failed_on_purpose,
         "hung_on_purpose": 0,
+        "on_request": 0,
         "refused": 0,
         "abandoned": 0,
         "in_progress": 0,

@@ -1,4 +1,6 @@
-//! The binary as people run it: environment, log and signals.
+//! The binary as people run it: environment, log and signals; and the receivers on request.
+
+mod on_request;
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -119,12 +121,19 @@ fn check_stops_on(signal: &str) {
     let mut running = Running::start();
     let mut held = send_webhook(&running.addr);
     running.wait_for_stats("\"hung_on_purpose\":1");
+    let endless = ["/hang", "/drip", "/endless"].map(|path| {
+        let mut stream = TcpStream::connect(&running.addr).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+        stream
+    });
+    running.wait_for_stats("\"in_progress\":4");
     running.signal(signal);
     // Half of `HANG_MAX`, after which the request would be let go anyway.
     held.set_read_timeout(Some(HANG_MAX / 2)).unwrap();
     let closed = held.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
     assert!(matches!(closed, Ok(0) | Err(ErrorKind::ConnectionReset)), "{closed:?}");
     assert_eq!(running.exit_code(), Some(0), "{}", running.log);
+    drop(endless);
 
     let line = running.log.lines().find(|line| line.contains("webhook_id")).unwrap();
     for field in [
