@@ -13,5 +13,6 @@ mod partitions;
 mod pool;
 mod process;
 mod queue;
+mod receivers_on_request;
 mod tidy;
 mod worker;
