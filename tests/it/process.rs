@@ -16,10 +16,12 @@ use crate::support::{
     process::{Process, command, free_port},
 };
 
-/// Fast retries, local targets.
+/// Fast retries, local targets. A 429 of the chaos asks for a second of quiet from the whole lane,
+/// which would make dozens of seconds of a few thousand events.
 const FAST: &[(&str, &str)] = &[
     ("BACKOFF_BASE_SECONDS", "0.05"),
     ("BACKOFF_MAX_SECONDS", "0.5"),
+    ("RETRY_AFTER_MAX", "0.05"),
     ("HTTP_TIMEOUT", "1"),
     ("MAX_ATTEMPTS", "200"),
     ("ALLOWED_TARGET_CIDRS", "127.0.0.0/8"),

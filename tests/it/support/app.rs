@@ -15,7 +15,7 @@ use webhook_dispatcher::{
 use super::TestDatabase;
 
 /// How long anything may take before a test fails. Never what a test measures.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Retries fast, so that tests do not wait for policies.
 const FAST: &[&str] = &[

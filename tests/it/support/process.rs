@@ -8,7 +8,7 @@ use std::{
 use tokio::net::TcpListener;
 
 /// How long anything may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running binary; killed when dropped.
 pub struct Process {
