@@ -1,6 +1,6 @@
 //! One exchange with real sockets: what is sent, what is believed, and where it may go.
 
-use std::{process::Command, sync::Arc, time::Duration};
+use std::{process::Command, time::Duration};
 
 use bytes::Bytes;
 use webhook_dispatcher::{
@@ -15,7 +15,7 @@ use webhook_dispatcher::{
 };
 
 use crate::support::{
-    Answer, Receiver, TestApp,
+    Answer, Receiver,
     raw::{Misdeed, RawReceiver},
     tls::{Authority, Certificate, TlsReceiver},
 };
@@ -276,107 +276,4 @@ async fn deliver_to_the_url_of_the_environment() {
         let outcome = exchange.outcome.failure().map_or("delivered", |f| f.class.as_str());
         assert_eq!(Some(outcome), variable("OUTCOME").as_deref(), "{exchange:?}");
     }
-}
-
-/// The official Python library verifies what the running service sends.
-#[tokio::test]
-async fn the_official_library_verifies_our_requests() {
-    let Some(python) = tokio::task::spawn_blocking(python_with_standardwebhooks).await.unwrap()
-    else {
-        return;
-    };
-    let receiver = Receiver::always(200).await;
-    let app = TestApp::with(&[&format!("--webhook-secret={SECRET}")]).await;
-    let mut bodies = Vec::new();
-    for payload in ["{}", r#"{"z":1,  "a":"é\u00e9"}"#, "null", "[1.0]"] {
-        let body = format!(r#"{{"payload": {payload}, "target_url": "{}"}}"#, receiver.url("/"));
-        let answer = app
-            .http
-            .post(format!("{}/events", app.base))
-            .header("content-type", "application/json")
-            .body(body);
-        assert_eq!(answer.send().await.unwrap().status(), 202);
-        bodies.push(payload.as_bytes().to_vec());
-    }
-    crate::support::eventually("all deliveries", async || (receiver.count() == 4).then_some(()))
-        .await;
-    let verify = r"
-import json, sys
-from standardwebhooks import Webhook, WebhookVerificationError
-webhook = Webhook(sys.argv[1])
-for request in json.load(sys.stdin):
-    headers, body = request['headers'], bytes(request['body'])
-    webhook.verify(body, headers)
-    try:
-        webhook.verify(body + b' ', headers)
-    except WebhookVerificationError:
-        continue
-    sys.exit('a changed body was verified')
-";
-    let requests: Vec<_> = receiver
-        .received()
-        .iter()
-        .map(|r| {
-            let headers: std::collections::BTreeMap<_, _> = r
-                .headers
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
-                .collect();
-            serde_json::json!({"headers": headers, "body": r.body})
-        })
-        .collect();
-    let input = Arc::new(serde_json::to_vec(&requests).unwrap());
-    let verified = tokio::task::spawn_blocking(move || run(&python, verify, SECRET, &input));
-    let (is_ok, output) = verified.await.unwrap();
-    assert!(is_ok, "{output}");
-    app.stop().await;
-}
-
-fn run(python: &std::path::Path, script: &str, argument: &str, input: &[u8]) -> (bool, String) {
-    use std::{io::Write, process::Stdio};
-    let mut child = Command::new(python)
-        .args(["-c", script, argument])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let output = child.wait_with_output().unwrap();
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// A Python with the library, in an environment of its own beside the build. Without Python, or
-/// without a way to get the library, the test says so and is skipped; with `CI` set it fails.
-fn python_with_standardwebhooks() -> Option<std::path::PathBuf> {
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("standardwebhooks");
-    let python = folder.join("bin/python");
-    let has_library = || {
-        let import = Command::new(&python).args(["-c", "import standardwebhooks"]).output();
-        import.is_ok_and(|output| output.status.success())
-    };
-    if has_library() {
-        return Some(python);
-    }
-    let succeeds = |command: &mut Command| command.output().is_ok_and(|o| o.status.success());
-    let is_made = succeeds(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))
-        && succeeds(Command::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "standardwebhooks==1.1.0",
-        ]));
-    if is_made && has_library() {
-        return Some(python);
-    }
-    assert!(
-        !std::env::vars().any(|(name, _)| name == "CI"),
-        "python3 with venv, and the package standardwebhooks, are needed"
-    );
-    #[expect(clippy::print_stderr, reason = "says why a test did nothing")]
-    {
-        eprintln!("skipped: python3 with venv, and the package standardwebhooks, are needed");
-    }
-    None
 }

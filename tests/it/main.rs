@@ -15,4 +15,5 @@ mod process;
 mod queue;
 mod receivers_on_request;
 mod tidy;
+mod verifiers;
 mod worker;
