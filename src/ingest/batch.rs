@@ -159,7 +159,7 @@ mod tests {
 
     use tokio::sync::{Semaphore, oneshot};
 
-    use super::*;
+    use super::{super::Room, *};
     use crate::domain::{Payload, TargetUrl, event::Route, ids::DEFAULT_APPLICATION};
 
     fn submission(payload: String, key: Option<&str>) -> Submission {
@@ -175,9 +175,10 @@ mod tests {
     }
 
     fn waiting(bytes: usize) -> Waiting {
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let room = Room { _bytes: permit, _of_many: None };
         let (answer, _) = oneshot::channel();
-        Waiting { submission: submission("1".repeat(bytes), None), answer, room }
+        Waiting { submission: submission(" ".repeat(bytes - 1) + "1", None), answer, room }
     }
 
     #[test]
