@@ -5,7 +5,11 @@ use std::fmt;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{ids::ApplicationId, target::TargetUrl};
+use super::{
+    ids::ApplicationId,
+    json::{self, JsonError, Nul},
+    target::TargetUrl,
+};
 
 /// How many bytes the name of an event type may have.
 pub const EVENT_TYPE_BYTES_MAX: usize = 128;
@@ -15,8 +19,6 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 pub const SUBJECT_BYTES_MAX: usize = 255;
 /// How many bytes the metadata of an event may have, as JSON text.
 pub const METADATA_BYTES_MAX: usize = 16 * 1024;
-/// How deep arrays and objects of a payload may nest.
-pub const JSON_DEPTH_MAX: usize = 128;
 
 /// Why a value cannot be part of an event. The text completes "`field` …".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,9 +38,9 @@ pub enum EventError {
     /// Metadata over [`METADATA_BYTES_MAX`].
     #[error("must be at most {METADATA_BYTES_MAX} bytes of JSON")]
     MetadataTooLarge,
-    /// Arrays and objects nested deeper than [`JSON_DEPTH_MAX`].
-    #[error("must not nest deeper than {JSON_DEPTH_MAX} levels")]
-    TooDeep,
+    /// Valid JSON that is not taken.
+    #[error(transparent)]
+    Json(#[from] JsonError),
 }
 
 /// A dotted name such as `invoice.paid`.
@@ -105,10 +107,11 @@ impl Subject {
 pub struct Payload(Bytes);
 
 impl Payload {
-    /// Takes the text of one JSON value. The caller has parsed it; here only its depth is checked,
-    /// since a parser further down the road may recurse.
+    /// Takes the text of one JSON value. The caller knows that it is one; here it is checked for
+    /// what a parser further down the road would fail of.
     pub fn from_json(json: Bytes) -> Result<Self, EventError> {
-        if json_depth(&json) > JSON_DEPTH_MAX { Err(EventError::TooDeep) } else { Ok(Self(json)) }
+        json::check(&json, Nul::Allowed)?;
+        Ok(Self(json))
     }
 
     /// The bytes.
@@ -132,12 +135,10 @@ impl Metadata {
     /// Takes the text of one JSON value.
     pub fn from_json(json: &str) -> Result<Self, EventError> {
         if json.len() > METADATA_BYTES_MAX {
-            Err(EventError::MetadataTooLarge)
-        } else if json_depth(json.as_bytes()) > JSON_DEPTH_MAX {
-            Err(EventError::TooDeep)
-        } else {
-            Ok(Self(json.to_owned()))
+            return Err(EventError::MetadataTooLarge);
         }
+        json::check(json.as_bytes(), Nul::Refused)?;
+        Ok(Self(json.to_owned()))
     }
 
     /// The JSON text.
@@ -201,39 +202,6 @@ impl Submission {
     }
 }
 
-/// How deep the arrays and objects of a valid JSON text nest, without recursion.
-fn json_depth(json: &[u8]) -> usize {
-    let (mut depth, mut deepest, mut rest) = (0_usize, 0, json);
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = match byte {
-            b'"' => after_string(after),
-            b'{' | b'[' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-                after
-            }
-            b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                after
-            }
-            _ => after,
-        };
-    }
-    deepest
-}
-
-/// What follows a string whose opening quote was just read.
-fn after_string(mut rest: &[u8]) -> &[u8] {
-    // Payloads are mostly strings, and this is faster than a look at each of their bytes.
-    while let Some(at) = memchr::memchr2(b'"', b'\\', rest) {
-        if rest[at] == b'"' {
-            return &rest[at + 1..];
-        }
-        rest = rest.get(at + 2..).unwrap_or_default();
-    }
-    &[]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,14 +231,15 @@ mod tests {
     }
 
     #[test]
-    fn depth_counts_brackets_outside_strings() {
-        let depth = |json: &str| json_depth(json.as_bytes());
-        assert_eq!(depth("1"), 0);
-        assert_eq!(depth(r#"{"a":[1,{"b":2}]}"#), 3);
-        assert_eq!(depth(r#"["[[[{{{","\"[[","\\"]"#), 1);
-        let deep = |n: usize| Bytes::from("[".repeat(n) + &"]".repeat(n));
-        assert!(Payload::from_json(deep(JSON_DEPTH_MAX)).is_ok());
-        assert_eq!(Payload::from_json(deep(JSON_DEPTH_MAX + 1)), Err(EventError::TooDeep));
+    fn metadata_is_text_and_a_payload_is_bytes() {
+        let nul = r#"{"a": "\u0000"}"#;
+        assert!(Payload::from_json(nul.into()).is_ok());
+        assert_eq!(Metadata::from_json(nul), Err(JsonError::Nul.into()));
+        let beyond = Err(JsonError::Number.into());
+        assert_eq!(Payload::from_json("1e400".into()).map(|_| ()), beyond);
+        assert_eq!(Metadata::from_json("1e400").map(|_| ()), beyond);
+        let long = format!("\"{}\"", "m".repeat(METADATA_BYTES_MAX - 1));
+        assert_eq!(Metadata::from_json(&long), Err(EventError::MetadataTooLarge));
     }
 
     #[test]

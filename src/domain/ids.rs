@@ -12,11 +12,37 @@ use std::fmt;
 use uuid::Uuid;
 
 /// Why a text is not an id of the wanted kind.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected an id such as `{prefix}0192d4e0…` (the prefix and 32 hexadecimal digits)")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdError {
     prefix: &'static str,
+    /// The prefix and the name of what it is an id of, if it is one.
+    found: Option<(&'static str, &'static str)>,
 }
+
+impl fmt::Display for IdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let prefix = self.prefix;
+        if let Some((found, kind)) = self.found {
+            write!(f, "an id that begins with `{found}` is that of {kind}; ")?;
+        }
+        write!(
+            f,
+            "expected an id such as `{prefix}0192d4e0…` (`{prefix}` and 32 hexadecimal digits)"
+        )
+    }
+}
+
+impl std::error::Error for IdError {}
+
+/// What ids there are: what each begins with, and what it names.
+const KINDS: [(&str, &str); 6] = [
+    (ApplicationId::PREFIX, "an application"),
+    (EventId::PREFIX, "an event"),
+    (DeliveryId::PREFIX, "a delivery"),
+    (AttemptId::PREFIX, "an attempt"),
+    (SubscriptionId::PREFIX, "a subscription"),
+    (LaneId::PREFIX, "a lane"),
+];
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
@@ -100,11 +126,16 @@ id!(
 );
 
 fn parse(text: &str, prefix: &'static str) -> Result<Uuid, IdError> {
-    text.strip_prefix(prefix)
-        // `Uuid::parse_str` also takes braces, hyphens and URNs: one id, one spelling.
-        .filter(|hex| hex.len() == 32)
-        .and_then(|hex| Uuid::try_parse(hex).ok())
-        .ok_or(IdError { prefix })
+    with_prefix(text, prefix).ok_or_else(|| {
+        let found = KINDS.into_iter().find(|(other, _)| with_prefix(text, other).is_some());
+        IdError { prefix, found }
+    })
+}
+
+fn with_prefix(text: &str, prefix: &str) -> Option<Uuid> {
+    let hex = text.strip_prefix(prefix)?;
+    // `Uuid::parse_str` also takes braces, hyphens and URNs: one id, one spelling.
+    if hex.len() == 32 { Uuid::try_parse(hex).ok() } else { None }
 }
 
 /// The application that owns what no other application is named for; made by the first migration.
@@ -187,6 +218,19 @@ mod tests {
             "evt_{192d4e012347abc8def0123456789a}",
         ] {
             assert!(text.parse::<EventId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_of_another_kind_is_told_by_its_kind() {
+        let error = |text: &str| text.parse::<EventId>().unwrap_err().to_string();
+        for (prefix, kind) in KINDS.into_iter().filter(|(prefix, _)| *prefix != "evt_") {
+            let message = error(&format!("{prefix}0192d4e012347abc8def0123456789ab"));
+            assert!(message.contains(prefix) && message.contains(kind), "{message}");
+            assert!(message.contains("`evt_0192d4e0…`"), "{message}");
+        }
+        for no_id in ["", "dlv_", "dlv_0192", "xyz_0192d4e012347abc8def0123456789ab"] {
+            assert!(error(no_id).starts_with("expected an id such as `evt_"), "{no_id}");
         }
     }
 

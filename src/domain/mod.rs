@@ -16,6 +16,7 @@ pub mod attempt;
 pub mod delivery;
 pub mod event;
 pub mod ids;
+pub mod json;
 pub mod outcome;
 pub mod pacing;
 pub mod retry;
