@@ -21,7 +21,7 @@ use crate::{
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::pacing::Limits,
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{self, ApiState},
+    http::{self, ApiState, BatchRoom, Limit, Targets},
     ingest::{Batcher, Handover},
     store::{Store, StoreError},
     telemetry,
@@ -174,9 +174,13 @@ impl App {
             ingest,
             handover,
             access: config.access.clone(),
-            target_url: config.target_url.clone(),
-            addresses: config.addresses.clone(),
-            body_bytes_max: config.request_body_max,
+            targets: Targets {
+                default: config.target_url.clone(),
+                addresses: config.addresses.clone(),
+            },
+            body_limit: Limit { bytes_max: config.request_body_max, setting: "REQUEST_BODY_MAX" },
+            batch_limit: Limit { bytes_max: config.batch_body_max, setting: "BATCH_BODY_MAX" },
+            batch_room: BatchRoom::default(),
             accepts_events: config.role != Role::Worker,
         });
         // One grace for both halves, from the same moment.

@@ -26,7 +26,7 @@ const DEFAULT_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST)
 const DEFAULT_LOCAL_TARGET: &str = "http://127.0.0.1:8080/webhook";
 /// What the local default allows to be called beside public addresses.
 const LOCAL_CIDRS: &str = "127.0.0.0/8,::1/128";
-/// The bounds of `REQUEST_BODY_MAX` and `RESPONSE_BODY_MAX`, in bytes.
+/// The bounds of `REQUEST_BODY_MAX` and `BATCH_BODY_MAX`, and of `RESPONSE_BODY_MAX`, in bytes.
 const REQUEST_BODY_BYTES: std::ops::RangeInclusive<usize> = 1_024..=64 * 1024 * 1024;
 const RESPONSE_BODY_BYTES: std::ops::RangeInclusive<usize> = 0..=1024 * 1024;
 /// The bounds of `HTTP_TIMEOUT`, in seconds.
@@ -92,6 +92,8 @@ pub struct Config {
     pub retention: Retention,
     /// Bytes of a request's body.
     pub request_body_max: usize,
+    /// Bytes of a batch's body.
+    pub batch_body_max: usize,
     /// Bytes of an answer's body.
     pub response_body_max: usize,
     /// How long requests under way may finish at the end.
@@ -216,6 +218,7 @@ impl Settings {
                 self.request_body_max,
                 &REQUEST_BODY_BYTES,
             )?,
+            batch_body_max: within("BATCH_BODY_MAX", self.batch_body_max, &REQUEST_BODY_BYTES)?,
             response_body_max: within(
                 "RESPONSE_BODY_MAX",
                 self.response_body_max,

@@ -88,9 +88,12 @@ pub struct Settings {
     /// Days for which payloads are kept [default: as RETENTION_DAYS].
     #[arg(long, env = "PAYLOAD_RETENTION_DAYS")]
     pub payload_retention_days: Option<Days>,
-    /// Bytes that a request's body may have.
+    /// Bytes that a request's body may have, and an event of a batch.
     #[arg(long, env = "REQUEST_BODY_MAX", default_value = "1048576")]
     pub request_body_max: usize,
+    /// Bytes that the body of a batch may have; each event in it keeps to REQUEST_BODY_MAX.
+    #[arg(long, env = "BATCH_BODY_MAX", default_value = "16777216")]
+    pub batch_body_max: usize,
     /// Bytes of a receiver's answer that are read and kept.
     #[arg(long, env = "RESPONSE_BODY_MAX", default_value = "16384")]
     pub response_body_max: usize,

@@ -5,43 +5,25 @@ use std::collections::BTreeMap;
 use axum::{
     Json,
     extract::{Request, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
 };
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    ApiError, ApiState,
-    extract::{self, EventPath, IdempotencyHeader, Query},
+    ApiError, ApiState, body,
+    extract::{self, EventPath, IdempotencyHeader, Parameters},
+    problem::{Place, Problem},
+    submission::{self, OuterKey},
 };
 use crate::{
     domain::{
-        ApplicationId, AttemptId, DeliveryId, EventId, EventStatus, EventType, IdempotencyKey,
-        Payload, Subject, Submission, TargetUrl,
-        address::AddressPolicy,
-        event::{EventError, Metadata, Route},
-        ids::DEFAULT_APPLICATION,
+        AttemptId, DeliveryId, EventId, EventStatus, EventType, Subject, ids::DEFAULT_APPLICATION,
     },
     store::history::{AttemptRow, DeliveryRow, EventDetail, EventFilter, EventRow},
     telemetry,
 };
-
-/// The body of `POST /events`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewEventBody<'a> {
-    #[serde(borrow)]
-    payload: &'a RawValue,
-    r#type: Option<String>,
-    target_url: Option<String>,
-    application: Option<String>,
-    idempotency_key: Option<String>,
-    #[serde(borrow)]
-    metadata: Option<&'a RawValue>,
-    subject: Option<String>,
-}
 
 /// The answer of `POST /events`.
 #[derive(Serialize)]
@@ -55,91 +37,28 @@ pub async fn create(
     State(state): State<ApiState>,
     key: Option<IdempotencyHeader>,
     request: Request,
-) -> Result<(StatusCode, Json<AcceptedBody>), ApiError> {
-    let body = extract::json_body(request, state.body_bytes_max).await?;
-    let submission = submission(&state, &body, key)?;
+) -> Result<(StatusCode, Json<AcceptedBody>), Problem> {
+    let body = body::read_json(request, state.body_limit, None).await?;
+    let key = key.map(|key| OuterKey::OfRequest(key.0));
+    let submission = submission::read(&state.targets, &body, body::text(&body)?, key)?;
+    drop(body);
     let result = state.ingest.submit(submission).await;
     telemetry::submitted(result.is_ok());
     let accepted = result?;
     Ok((StatusCode::ACCEPTED, Json(AcceptedBody { id: accepted.event_id, status: "accepted" })))
 }
 
-fn submission(
-    state: &ApiState,
-    body: &Bytes,
-    key: Option<IdempotencyHeader>,
-) -> Result<Submission, ApiError> {
-    let given: NewEventBody<'_> = extract::parse(body)?;
-    let field = |name: &'static str| {
-        move |error: EventError| ApiError::Invalid(format!("`{name}` {error}"))
-    };
-    let event_type =
-        given.r#type.as_deref().map(EventType::parse).transpose().map_err(field("type"))?;
-    // The bytes as they came.
-    let payload = Payload::from_json(extract::part_of(body, given.payload.get()))
-        .map_err(field("payload"))?;
-    let subject =
-        given.subject.as_deref().map(Subject::parse).transpose().map_err(field("subject"))?;
-    let metadata = given
-        .metadata
-        .map(|metadata| Metadata::from_json(metadata.get()))
-        .transpose()
-        .map_err(field("metadata"))?;
-    let idempotency_key = agreed_key(key.map(|key| key.0), given.idempotency_key)?
-        .map(|key| IdempotencyKey::parse(&key))
-        .transpose()
-        .map_err(field("idempotency_key"))?;
-    let route = match (&given.target_url, &event_type) {
-        (Some(target), _) => Route::Explicit(checked_target(target, &state.addresses)?),
-        (None, Some(_)) => Route::Subscriptions,
-        (None, None) => Route::Default(state.target_url.clone().ok_or(ApiError::NoTarget)?),
-    };
-    let application = application(given.application.as_deref())?;
-    Ok(Submission { application, event_type, payload, route, subject, metadata, idempotency_key })
-}
-
-/// Header and body may both carry the key, if it is the same.
-fn agreed_key(header: Option<String>, body: Option<String>) -> Result<Option<String>, ApiError> {
-    match (header, body) {
-        (Some(header), Some(body)) if header != body => Err(ApiError::Invalid(
-            "`idempotency_key` differs from the header `Idempotency-Key`".to_owned(),
-        )),
-        (header, body) => Ok(header.or(body)),
-    }
-}
-
-/// Refuses at once what is known to be refused later.
-fn checked_target(text: &str, addresses: &AddressPolicy) -> Result<TargetUrl, ApiError> {
-    let target = TargetUrl::parse(text)
-        .map_err(|error| ApiError::Invalid(format!("`target_url` {error}")))?;
-    addresses
-        .vet_target(&target)
-        .map_err(|refused| ApiError::TargetRefused(refused.to_string()))?;
-    Ok(target)
-}
-
-/// The application that a request names; there is one, for now.
-fn application(named: Option<&str>) -> Result<ApplicationId, ApiError> {
-    match named {
-        None | Some("default") => Ok(DEFAULT_APPLICATION),
-        Some(id) if id.parse() == Ok(DEFAULT_APPLICATION) => Ok(DEFAULT_APPLICATION),
-        Some(_) => Err(ApiError::ApplicationNotFound),
-    }
-}
-
 /// The parameters of `GET /events`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListQuery {
-    application: Option<String>,
-    r#type: Option<String>,
-    subject: Option<String>,
-    status: Option<String>,
-    created_after: Option<DateTime<Utc>>,
-    created_before: Option<DateTime<Utc>>,
-    limit: Option<usize>,
-    cursor: Option<String>,
-}
+const PARAMETERS: &[&str; 8] = &[
+    "application",
+    "type",
+    "subject",
+    "status",
+    "created_after",
+    "created_before",
+    "limit",
+    "cursor",
+];
 
 /// An event as lists show it.
 #[derive(Serialize)]
@@ -165,19 +84,21 @@ pub struct Page<T> {
 /// Lists events, newest first.
 pub async fn list(
     State(state): State<ApiState>,
-    Query(query): Query<ListQuery>,
-) -> Result<Json<Page<EventBody>>, ApiError> {
-    let application = application(query.application.as_deref())?;
-    let limit = extract::limit(query.limit)?;
-    let status = query.status.as_deref().map(status).transpose()?;
+    uri: Uri,
+) -> Result<Json<Page<EventBody>>, Problem> {
+    let given = Parameters::of(&uri, PARAMETERS)?;
+    let named = Place::Parameter("application".to_owned());
+    let application =
+        submission::application(given.text("application")).map_err(|error| error.at(named))?;
     let filter = EventFilter {
-        event_type: query.r#type,
-        subject: query.subject,
-        status,
-        created_from: query.created_after,
-        created_until: query.created_before,
-        older_than: query.cursor.as_deref().map(extract::event_of).transpose()?,
+        event_type: given.read("type", EventType::parse)?.map(|name| name.as_str().to_owned()),
+        subject: given.read("subject", Subject::parse)?.map(|name| name.as_str().to_owned()),
+        status: given.read("status", status)?,
+        created_from: given.read("created_after", extract::time)?,
+        created_until: given.read("created_before", extract::time)?,
+        older_than: given.read("cursor", extract::event_of)?,
     };
+    let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
     let page = state.store.event_page(application, &filter, limit).await?;
     Ok(Json(Page {
         data: page.events.into_iter().map(EventBody::from).collect(),
@@ -185,10 +106,10 @@ pub async fn list(
     }))
 }
 
-fn status(name: &str) -> Result<EventStatus, ApiError> {
+fn status(name: &str) -> Result<EventStatus, String> {
     EventStatus::from_name(name).ok_or_else(|| {
         let names: Vec<_> = EventStatus::ALL.iter().map(|status| status.as_str()).collect();
-        ApiError::Invalid(format!("`status` must be one of {}", names.join(", ")))
+        format!("must be one of {}", names.join(", "))
     })
 }
 
@@ -266,7 +187,7 @@ pub async fn show(
     EventPath(id): EventPath,
 ) -> Result<Json<EventDetailBody>, ApiError> {
     let detail = state.store.event_detail(DEFAULT_APPLICATION, id).await?;
-    Ok(Json(detail.ok_or(ApiError::EventNotFound)?.into()))
+    Ok(Json(detail.ok_or(ApiError::EventNotFound(None))?.into()))
 }
 
 impl From<EventRow> for EventBody {

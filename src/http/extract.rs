@@ -1,86 +1,65 @@
-//! Reading requests: bodies and parameters that fail as problems.
-
-use std::time::Duration;
+//! What a request says beside its body: paths, parameters and headers that fail as problems.
 
 use axum::{
-    body::Body,
-    extract::{FromRequestParts, OptionalFromRequestParts, Path, Request},
-    http::{HeaderMap, header, request::Parts},
+    extract::{FromRequestParts, OptionalFromRequestParts, Path},
+    http::{Uri, request::Parts},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::{Deserialize, de::DeserializeOwned};
+use chrono::{DateTime, Utc};
+use url::form_urlencoded;
 use uuid::Uuid;
 
-use super::ApiError;
+use super::{
+    ApiError, names,
+    problem::{Place, Problem},
+};
 use crate::domain::EventId;
 
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Items of one page, unless the caller asks otherwise, and at most.
-const LIMIT_DEFAULT: usize = 50;
+pub const LIMIT_DEFAULT: usize = 50;
 const LIMIT_MAX: usize = 250;
 
-/// Reads the body of a request that must be JSON.
-pub async fn json_body(request: Request, bytes_max: usize) -> Result<Bytes, ApiError> {
-    if !is_json(request.headers()) {
-        return Err(ApiError::NotJson);
+/// The parameters of a query, each one of `N` known names and there once at most.
+pub struct Parameters<const N: usize> {
+    names: &'static [&'static str; N],
+    values: [Option<String>; N],
+}
+
+impl<const N: usize> Parameters<N> {
+    /// Reads the query of a URI.
+    pub fn of(uri: &Uri, names: &'static [&'static str; N]) -> Result<Self, Problem> {
+        let mut values = [const { None }; N];
+        for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+            let index = names.iter().position(|known| *known == name);
+            let detail = match index {
+                Some(index) if values[index].is_none() => {
+                    values[index] = Some(value.into_owned());
+                    continue;
+                }
+                Some(_) => format!("parameter `{name}` is given twice"),
+                None => names::unknown("parameter", &name, names),
+            };
+            return Err(ApiError::Invalid(detail).at(Place::Parameter(names::shown(&name))));
+        }
+        Ok(Self { names, values })
     }
-    let body: Limited<Body> = Limited::new(request.into_body(), bytes_max);
-    let collected = tokio::time::timeout(BODY_TIMEOUT, body.collect())
-        .await
-        .map_err(|_| ApiError::TooSlow)?
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                ApiError::TooLarge { bytes_max }
-            } else {
-                ApiError::Malformed("the body broke off".to_owned())
-            }
-        })?;
-    Ok(collected.to_bytes())
-}
 
-/// Parses JSON. What is no JSON at all and what is other JSON than asked for are told apart.
-pub fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => ApiError::Invalid(error.to_string()),
-        _ => ApiError::Malformed(error.to_string()),
-    })
-}
-
-/// How long a part of a body may be to be copied in any case: a buffer of the HTTP server, of which
-/// a small body is a slice, is no smaller.
-const COPIED_BYTES_MAX: usize = 8 * 1024;
-
-/// A part of a body, to be kept after the request: a slice, unless that would keep far more in
-/// memory than it shows, such as a mebibyte of blanks around one digit.
-pub fn part_of(body: &Bytes, part: &str) -> Bytes {
-    if part.len() <= COPIED_BYTES_MAX || part.len() < body.len() / 2 {
-        Bytes::copy_from_slice(part.as_bytes())
-    } else {
-        body.slice_ref(part.as_bytes())
+    /// A parameter as text.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        let index = self.names.iter().position(|known| *known == name);
+        self.values[index.expect("only names that were given are asked for")].as_deref()
     }
-}
 
-fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else {
-        return false;
-    };
-    let essence = value.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json")
-        || (essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case("+json"))
-}
-
-/// Query parameters; unknown ones are refused by name.
-pub struct Query<T>(pub T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let query = axum::extract::Query::<T>::from_request_parts(parts, state).await;
-        query.map(|query| Self(query.0)).map_err(|error| ApiError::Invalid(error.body_text()))
+    /// A parameter, read. What the reader says completes "`name` …".
+    pub fn read<T, E: std::fmt::Display>(
+        &self,
+        name: &str,
+        read: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<T>, Problem> {
+        let value = self.text(name).map(read).transpose();
+        value.map_err(|error| {
+            ApiError::Invalid(format!("`{name}` {error}")).at(Place::Parameter(name.to_owned()))
+        })
     }
 }
 
@@ -92,99 +71,107 @@ impl<S: Send + Sync> FromRequestParts<S> for EventPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
-        let id = path.ok().and_then(|Path(id)| id.parse().ok());
-        id.map(Self).ok_or(ApiError::EventNotFound)
+        // No text has the empty one's faults.
+        let id = path.map_or_else(|_| String::new(), |Path(id)| id);
+        id.parse().map(Self).map_err(|error| ApiError::EventNotFound(Some(error)))
     }
 }
 
 /// `Idempotency-Key`, if the request has one.
 pub struct IdempotencyHeader(pub String);
 
-impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyHeader {
-    type Rejection = ApiError;
+impl IdempotencyHeader {
+    /// The header's name, as messages show it.
+    pub const NAME: &'static str = "Idempotency-Key";
+}
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, ApiError> {
-        let Some(value) = parts.headers.get("idempotency-key") else { return Ok(None) };
-        let text = value.to_str().map_err(|_| {
-            ApiError::Invalid("`Idempotency-Key` must be printable ASCII".to_owned())
-        })?;
+impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyHeader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Problem> {
+        let fault = |detail: &str| {
+            let detail = format!("`{}` {detail}", Self::NAME);
+            ApiError::Invalid(detail).at(Place::Header(Self::NAME))
+        };
+        let mut values = parts.headers.get_all(Self::NAME).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(fault("is given twice"));
+        }
+        let text = value.to_str().map_err(|_| fault("must be printable ASCII"))?;
         Ok(Some(Self(text.to_owned())))
     }
 }
 
-/// The size of a page.
-pub fn limit(asked: Option<usize>) -> Result<usize, ApiError> {
-    match asked {
-        None => Ok(LIMIT_DEFAULT),
-        Some(limit) if (1..=LIMIT_MAX).contains(&limit) => Ok(limit),
-        Some(_) => Err(ApiError::Invalid(format!("`limit` must be 1 to {LIMIT_MAX}"))),
-    }
+/// Reads the size of a page.
+pub fn limit(text: &str) -> Result<usize, String> {
+    let limit = text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+    limit.ok_or_else(|| format!("must be 1 to {LIMIT_MAX}"))
 }
 
-/// What a cursor begins with, so that a future form can be told apart.
-const CURSOR_VERSION: u8 = 1;
+/// Reads a time.
+pub fn time(text: &str) -> Result<DateTime<Utc>, &'static str> {
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc());
+    time.map_err(
+        |_| "must be a time such as 2026-01-31T12:00:00Z (RFC 3339; a `+` in a URL is %2B)",
+    )
+}
 
-/// Where a page ended, as callers pass it back. Opaque to them.
+/// What a cursor begins with, so that a future form, and that of another list, can be told apart.
+const CURSOR_VERSION: u8 = 2;
+const EVENTS: u8 = b'e';
+
+/// Where a page of events ended, as callers pass it back. Opaque to them.
 pub fn cursor_of(event: EventId) -> String {
-    let mut bytes = vec![CURSOR_VERSION];
+    let mut bytes = vec![CURSOR_VERSION, EVENTS];
     bytes.extend_from_slice(event.uuid().as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// Reads a cursor.
-pub fn event_of(cursor: &str) -> Result<EventId, ApiError> {
-    URL_SAFE_NO_PAD
-        .decode(cursor)
-        .ok()
-        .filter(|bytes| bytes.first() == Some(&CURSOR_VERSION))
-        .and_then(|bytes| Uuid::from_slice(&bytes[1..]).ok())
+pub fn event_of(cursor: &str) -> Result<EventId, &'static str> {
+    let bytes = URL_SAFE_NO_PAD.decode(cursor).unwrap_or_default();
+    bytes
+        .strip_prefix(&[CURSOR_VERSION, EVENTS])
+        .and_then(|uuid| Uuid::from_slice(uuid).ok())
+        .filter(|uuid| uuid.get_version_num() == 7)
         .map(EventId::from_uuid)
-        .ok_or_else(|| {
-            ApiError::Invalid("`cursor` is not one that this service gave out".to_owned())
-        })
+        .ok_or("is not one that this list gave out")
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn cursors_are_read_back_and_made_up_ones_refused() {
         let event = EventId::new(1_795_219_200_000, [9; 10]);
         assert_eq!(event_of(&cursor_of(event)), Ok(event));
-        for bad in ["", "x", "AAAA", "AgGZ1OASNHq8je8BI0VniQ", "evt_1", "é"] {
+        let with = |version, list, uuid: Uuid| {
+            URL_SAFE_NO_PAD.encode([&[version, list], uuid.as_bytes().as_slice()].concat())
+        };
+        assert_eq!(event_of(&with(CURSOR_VERSION, EVENTS, event.uuid())), Ok(event));
+        let others = [
+            with(1, EVENTS, event.uuid()),
+            with(CURSOR_VERSION, b'd', event.uuid()),
+            with(CURSOR_VERSION, EVENTS, Uuid::from_u128(7)),
+            event.to_string(),
+        ];
+        let made_up = ["", "x", "AAAA", "AgGZ1OASNHq8je8BI0VniQ", "evt_1", "é", "\0"];
+        for bad in others.iter().map(String::as_str).chain(made_up) {
             assert!(event_of(bad).is_err(), "{bad}");
         }
     }
 
-    #[test]
-    fn a_small_part_of_a_body_does_not_keep_all_of_it() {
-        #[track_caller]
-        fn check(part_bytes: usize, body_bytes: usize, is_slice: bool) {
-            let body = Bytes::from(vec![b'x'; body_bytes]);
-            let part = part_of(&body, std::str::from_utf8(&body[..part_bytes]).unwrap());
-            assert_eq!(part, body[..part_bytes]);
-            assert_eq!(part.as_ptr() == body.as_ptr(), is_slice);
+    proptest! {
+        #[test]
+        fn no_query_makes_it_panic(query in "[a-z=&%+0-9#\\[\\]]{0,40}", cursor in ".{0,40}") {
+            if let Ok(uri) = format!("/events?{query}").parse() {
+                let _ = Parameters::of(&uri, &["limit", "cursor"]);
+            }
+            let _ = (event_of(&cursor), time(&cursor), limit(&cursor));
         }
-        check(1, 1024 * 1024, false);
-        check(500 * 1024, 1024 * 1024, false);
-        check(1024 * 1024, 1024 * 1024 + 100, true);
-        check(100, 120, false);
-    }
-
-    #[test]
-    fn json_is_what_says_so() {
-        let check = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
-            is_json(&headers)
-        };
-        for good in ["application/json", "Application/JSON; charset=utf-8", "application/x+json"] {
-            assert!(check(good), "{good}");
-        }
-        for bad in ["text/plain", "application/x-www-form-urlencoded", "json", "+json", ""] {
-            assert!(!check(bad), "{bad}");
-        }
-        assert!(!is_json(&HeaderMap::new()));
     }
 }

@@ -1,11 +1,16 @@
 //! The HTTP interface: routes, and what every request passes on its way to one.
 
 mod access;
+mod batch;
+mod body;
 mod events;
 mod extract;
 mod health;
+mod json;
+mod names;
 mod problem;
 pub mod server;
+mod submission;
 
 use std::sync::Arc;
 
@@ -15,18 +20,19 @@ use axum::{
     http::{HeaderName, HeaderValue, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use tower::util::MapRequest;
 
 use crate::{
-    domain::{TargetUrl, address::AddressPolicy},
     ingest::{Handover, Ingest},
     store::Store,
 };
 
 pub use access::{Access, AdminKey};
+pub use body::{BatchRoom, Limit};
 pub use problem::ApiError;
+pub use submission::Targets;
 
 /// The header that names a request in logs and support cases.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -47,12 +53,14 @@ pub struct Api {
     pub handover: Arc<Handover>,
     /// Who may call.
     pub access: Access,
-    /// The target of an event that names none.
-    pub target_url: Option<TargetUrl>,
-    /// Which addresses may be called: what is known to be refused is refused at once.
-    pub addresses: AddressPolicy,
-    /// How many bytes a request body may have.
-    pub body_bytes_max: usize,
+    /// What an event's target may be.
+    pub targets: Targets,
+    /// How many bytes the body of a request may have, and an event of a batch.
+    pub body_limit: Limit,
+    /// How many bytes the body of a batch may have.
+    pub batch_limit: Limit,
+    /// What the bodies of all batches may hold together.
+    pub batch_room: BatchRoom,
     /// Whether events are taken and shown here, or this process only sends.
     pub accepts_events: bool,
 }
@@ -82,6 +90,7 @@ pub type Routes = MapRequest<Router, fn(Request) -> Request>;
 pub fn router(state: ApiState) -> Routes {
     let events = Router::new()
         .route("/events", get(events::list).post(events::create))
+        .route("/events/batch", post(batch::create))
         .route("/events/{id}", get(events::show));
     let routes = if state.accepts_events { events } else { Router::new() };
     let routes = routes

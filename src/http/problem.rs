@@ -5,9 +5,9 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::{ingest::Rejected, store::StoreError};
+use crate::{domain::ids::IdError, ingest::Rejected, store::StoreError};
 
 /// How long a caller should wait before it tries again, in seconds.
 const RETRY_AFTER_S: u32 = 1;
@@ -34,10 +34,14 @@ pub enum ApiError {
     #[error("the body is not valid JSON: {0}")]
     Malformed(String),
     /// The body is larger than the limit.
-    #[error("the body is larger than {bytes_max} bytes (REQUEST_BODY_MAX)")]
+    #[error("{what} is larger than {bytes_max} bytes ({setting})")]
     TooLarge {
+        /// The body, or an item of a batch.
+        what: &'static str,
         /// The limit.
         bytes_max: usize,
+        /// The variable that sets it.
+        setting: &'static str,
     },
     /// The body did not come in time.
     #[error("the body did not arrive in time")]
@@ -52,14 +56,20 @@ pub enum ApiError {
     #[error("name a `target_url`, or a `type` that subscriptions ask for, or set TARGET_URL")]
     NoTarget,
     /// No such event, or not this caller's.
-    #[error("there is no such event")]
-    EventNotFound,
+    #[error("there is no such event{}", because(.0.as_ref()))]
+    EventNotFound(Option<IdError>),
     /// No such application, or not this caller's.
-    #[error("there is no such application")]
-    ApplicationNotFound,
+    #[error("there is no such application{}", because(.0.as_ref()))]
+    ApplicationNotFound(Option<IdError>),
     /// The idempotency key was used before, for something else.
     #[error("this idempotency key was used for another request in the last 24 hours")]
     KeyReused,
+    /// Every item of a batch has a fault of its own.
+    #[error("none of the {count} events was accepted; `results` says why, in their order")]
+    BatchRefused {
+        /// How many items there were.
+        count: usize,
+    },
     /// Too much is waiting.
     #[error("too many requests are waiting; try again shortly")]
     Busy,
@@ -71,7 +81,16 @@ pub enum ApiError {
     Internal,
 }
 
+fn because(error: Option<&IdError>) -> String {
+    error.map(|error| format!(": {error}")).unwrap_or_default()
+}
+
 impl ApiError {
+    /// Says where the fault is.
+    pub fn at(self, place: Place) -> Problem {
+        Problem { error: self, place: Some(place) }
+    }
+
     /// Status, type and title. A new variant does not compile until it has a row.
     fn row(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
@@ -108,14 +127,17 @@ impl ApiError {
             Self::NoTarget => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/no-target", "No target")
             }
-            Self::EventNotFound => {
+            Self::EventNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/event-not-found", "Event not found")
             }
-            Self::ApplicationNotFound => {
+            Self::ApplicationNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/application-not-found", "Application not found")
             }
             Self::KeyReused => {
                 (StatusCode::CONFLICT, "/problems/idempotency-key-reused", "Idempotency key reused")
+            }
+            Self::BatchRefused { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "/problems/batch-refused", "Batch refused")
             }
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "/problems/busy", "Too busy"),
             Self::Unavailable => {
@@ -128,19 +150,54 @@ impl ApiError {
     }
 }
 
-#[derive(Serialize)]
-struct Problem {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    detail: String,
+/// Where in a request a fault is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A value of the body, by its JSON Pointer (RFC 6901); the whole body is the empty one.
+    Pointer(String),
+    /// A parameter of the query.
+    Parameter(String),
+    /// A header.
+    Header(&'static str),
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let (status, r#type, title) = self.row();
-        let problem = Problem { r#type, title, status: status.as_u16(), detail: self.to_string() };
-        let mut response = (status, Json(problem)).into_response();
+/// An error, and where in the request its cause is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    error: ApiError,
+    place: Option<Place>,
+}
+
+impl Problem {
+    /// The error.
+    pub fn error(&self) -> &ApiError {
+        &self.error
+    }
+
+    /// The same, of a part of a body: what was told from that part is told from the whole.
+    pub fn within(mut self, part: &str) -> Self {
+        self.place = match self.place {
+            None => Some(Place::Pointer(part.to_owned())),
+            Some(Place::Pointer(pointer)) => Some(Place::Pointer(format!("{part}{pointer}"))),
+            elsewhere => elsewhere,
+        };
+        self
+    }
+
+    /// The status that it is answered with.
+    pub fn status(&self) -> StatusCode {
+        self.error.row().0
+    }
+
+    /// Whether the same request can succeed later, or the fault is ours.
+    pub fn is_of_the_service(&self) -> bool {
+        self.status().is_server_error()
+    }
+
+    /// The answer, with `body` as the document.
+    pub fn respond(&self, body: impl Serialize) -> Response {
+        let (status, ..) = self.error.row();
+        let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
@@ -150,6 +207,54 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+impl<E: Into<ApiError>> From<E> for Problem {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), place: None }
+    }
+}
+
+/// The document, as answers and the results of a batch show it.
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pointer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameter: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    header: Option<&'a str>,
+}
+
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (status, r#type, title) = self.error.row();
+        let (mut pointer, mut parameter, mut header) = (None, None, None);
+        match &self.place {
+            Some(Place::Pointer(place)) => pointer = Some(place.as_str()),
+            Some(Place::Parameter(name)) => parameter = Some(name.as_str()),
+            Some(Place::Header(name)) => header = Some(*name),
+            None => {}
+        }
+        let (status, detail) = (status.as_u16(), self.error.to_string());
+        Document { r#type, title, status, detail, pointer, parameter, header }.serialize(serializer)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        self.respond(&self)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        Problem::from(self).into_response()
     }
 }
 
@@ -171,7 +276,7 @@ impl From<Rejected> for ApiError {
             Rejected::Busy => Self::Busy,
             Rejected::Unavailable => Self::Unavailable,
             Rejected::KeyReused => Self::KeyReused,
-            Rejected::NoApplication => Self::ApplicationNotFound,
+            Rejected::NoApplication => Self::ApplicationNotFound(None),
             Rejected::Refused => Self::Internal,
         }
     }

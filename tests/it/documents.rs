@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use clap::CommandFactory;
+use reqwest::StatusCode;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use webhook_dispatcher::{config::Settings, domain::ErrorClass};
 
@@ -56,6 +57,13 @@ fn documents() -> Vec<Document> {
 /// The longest runs of characters that `is_part` accepts.
 fn words(text: &str, is_part: impl Fn(char) -> bool) -> impl Iterator<Item = &str> {
     text.split(move |character| !is_part(character)).filter(|word| !word.is_empty())
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 /// The variables that a binary reads.
@@ -141,6 +149,41 @@ fn they_name_only_problems_that_there_are() {
     }
 }
 
+/// The table of `docs/problems.md` is that of the code, and each problem has its section.
+#[test]
+fn every_problem_is_explained() {
+    let named = |name: &str| {
+        let reason = |code: &StatusCode| code.canonical_reason().unwrap_or_default().to_uppercase();
+        let mut codes = (100..600).filter_map(|code| StatusCode::from_u16(code).ok());
+        codes.find(|code| reason(code).replace([' ', '-'], "_") == name).expect(name).as_u16()
+    };
+    let code = fs::read_to_string(root().join("src/http/problem.rs")).unwrap();
+    let rows = code.split("fn row(").nth(1).unwrap().split("\n    }\n").next().unwrap();
+    let rows: Vec<String> = rows
+        .split("StatusCode::")
+        .skip(1)
+        .filter(|row| row.contains("\"/problems/"))
+        .map(|row| {
+            let status = named(row.split(',').next().unwrap());
+            let mut texts = row.split('"').skip(1).step_by(2);
+            let (problem, title) = (texts.next().unwrap(), texts.next().unwrap());
+            let anchor = anchor(title);
+            format!("| `{problem}` | {status} | [{title}](#{anchor}) |")
+        })
+        .collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    let guide = fs::read_to_string(root().join("docs/problems.md")).unwrap();
+    let table: Vec<&str> = guide.lines().filter(|line| line.starts_with("| `")).collect();
+    assert_eq!(table, rows);
+    let sections: Vec<_> = guide.split("\n## ").skip(1).collect();
+    assert_eq!(sections.len(), rows.len());
+    for (row, section) in rows.iter().zip(sections) {
+        let (title, text) = section.split_once('\n').unwrap();
+        assert!(row.contains(&format!("[{title}]")), "{row}: {title}");
+        assert!(text.trim().len() > 40, "{title} says nothing");
+    }
+}
+
 #[test]
 fn every_class_of_error_has_its_advice() {
     let guide = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
@@ -174,12 +217,6 @@ async fn their_queries_run() {
 
 #[test]
 fn their_links_lead_somewhere() {
-    /// The anchor that a heading gets.
-    fn anchor(heading: &str) -> String {
-        let text = heading.trim_start_matches('#').trim().to_lowercase();
-        let kept = text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
-    }
     for document in documents().iter().filter(|document| document.is_markdown()) {
         for link in document.text.split("](").skip(1) {
             let link = link.split(')').next().unwrap();

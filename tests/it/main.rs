@@ -6,6 +6,8 @@
 mod support;
 
 mod api;
+mod bad_input;
+mod batch;
 mod delivery;
 mod documents;
 mod embedded_postgres;

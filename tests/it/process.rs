@@ -356,5 +356,6 @@ fn contradictions_stop_the_start_and_name_the_variable() {
     check(&[("WORKER_POLL_INTERVAL", "86400")], "WORKER_POLL_INTERVAL");
     check(&[("RETRY_AFTER_MAX", "864000")], "RETRY_AFTER_MAX");
     check(&[("REQUEST_BODY_MAX", "1")], "REQUEST_BODY_MAX");
+    check(&[("BATCH_BODY_MAX", "100000000")], "BATCH_BODY_MAX");
     check(&[("RESPONSE_BODY_MAX", "99999999")], "RESPONSE_BODY_MAX");
 }
