@@ -15,6 +15,7 @@ pub mod address;
 pub mod attempt;
 pub mod delivery;
 pub mod event;
+pub mod event_types;
 pub mod ids;
 pub mod json;
 pub mod outcome;
@@ -26,6 +27,7 @@ pub mod target;
 
 pub use delivery::{DeliveryState, EventStatus};
 pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
+pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use ids::{ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SubscriptionId};
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};
