@@ -23,6 +23,7 @@ pub mod outcome;
 pub mod pacing;
 pub mod retry;
 pub mod routing;
+pub mod sealing;
 pub mod signature;
 pub mod target;
 
