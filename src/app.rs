@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -17,12 +18,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
-    config::{Config, Database, Role},
+    config::{Config, ConfigError, Database, Role},
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
-    domain::pacing::Limits,
+    domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
     http::{self, ApiState, BatchRoom, Limit, Targets},
     ingest::{Batcher, Handover},
+    sealing,
     store::{Store, StoreError},
     telemetry,
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
@@ -51,6 +53,7 @@ pub struct App {
     store: Store,
     /// The batcher's own.
     ingest_store: Store,
+    sealing_keys: SealingKeys,
     clock: Clock,
     handover: Arc<Handover>,
     /// Cancelled when a part has ended that must not.
@@ -66,7 +69,8 @@ impl App {
         // The data folder first: a second service on it has the same address by default, and the
         // folder is what it must be told about.
         let (options, embedded) = database(&config.database).await?;
-        match Self::start(config, options, embedded.is_some()).await {
+        let data_dir = embedded.as_ref().map(|embedded| embedded.data_dir().to_owned());
+        match Self::start(config, options, data_dir.as_deref()).await {
             Ok(app) => Ok(Self { embedded, ..app }),
             Err(error) => {
                 if let Some(embedded) = embedded {
@@ -77,10 +81,11 @@ impl App {
         }
     }
 
+    /// `data_dir` is that of the private Postgres, locked.
     async fn start(
         config: Config,
         options: PgConnectOptions,
-        is_alone: bool,
+        data_dir: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(config.bind)
             .await
@@ -90,8 +95,14 @@ impl App {
         let clock = Clock::default();
         wait_for_database(&store, &clock).await?;
         store.migrate().await?;
+        let sealing_keys = match (config.encryption.clone(), data_dir) {
+            (keys, Some(data_dir)) => sealing::keys(&store, keys, data_dir).await?,
+            (Some(keys), None) => keys,
+            (None, None) => return Err(ConfigError::NoEncryptionKey.into()),
+        };
+        sealing::check(&store, &sealing_keys).await?;
         make_partitions(&store).await.context("the days of the history could not be made")?;
-        if is_alone {
+        if data_dir.is_some() {
             // The lock on the data folder proves it: whoever is registered is dead. So what they
             // held is released now, and not after some seconds of silence.
             store.unregister_all_dispatchers().await?;
@@ -116,6 +127,7 @@ impl App {
             listener,
             store,
             ingest_store,
+            sealing_keys,
             clock,
             handover,
             failed,
@@ -134,6 +146,11 @@ impl App {
         &self.config
     }
 
+    /// What seals and opens the secrets of this database.
+    pub fn sealing_keys(&self) -> &SealingKeys {
+        &self.sealing_keys
+    }
+
     /// Serves until `stop`, and then ends in order: nothing new is claimed or started, requests to
     /// us and to receivers finish within one grace, batches commit, results are written, claims are
     /// given back, the private Postgres stops. An error if a part of it failed.
@@ -143,6 +160,7 @@ impl App {
             listener,
             store,
             ingest_store,
+            sealing_keys: _,
             clock,
             handover,
             failed,

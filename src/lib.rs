@@ -8,8 +8,8 @@
 //! - [`delivery`] is the one HTTP exchange; [`domain`] decides what follows from it;
 //! - [`store`] records it. All SQL is there.
 //!
-//! [`app`] joins these, [`config`] reads the settings, and [`embedded_postgres`] is the database of
-//! the local default. `docs/architecture.md` says more, and which part may use which.
+//! [`app`] joins these, [`config`] reads the settings, [`sealing`] has the keys of stored secrets,
+//! and [`embedded_postgres`] is the database of the local default. `docs/architecture.md` says more, and which part may use which.
 
 pub mod domain;
 
@@ -28,5 +28,6 @@ pub mod clock;
 pub mod config;
 pub mod embedded_postgres;
 pub mod probe;
+pub mod sealing;
 pub mod shutdown;
 pub mod telemetry;

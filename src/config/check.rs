@@ -12,11 +12,14 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use sqlx::postgres::PgConnectOptions;
 
-use super::settings::{DEFAULT_SECRET, Days, Role, Settings};
+use super::{
+    encryption::{self, MAKE_KEY},
+    settings::{DEFAULT_SECRET, Days, Role, Settings},
+};
 use crate::{
     domain::{
         RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, retry::RetryPolicyError,
-        signature::SigningKeys,
+        sealing::SealingKeys, signature::SigningKeys,
     },
     http::{Access, AdminKey},
     store::partitions::Retention,
@@ -66,6 +69,9 @@ pub struct Config {
     pub role: Role,
     /// Who may call.
     pub access: Access,
+    /// What `ENCRYPTION_KEY` says of the keys that seal secrets. `None` with a private database
+    /// only: one is kept beside it.
+    pub encryption: Option<SealingKeys>,
     /// What signs explicit targets.
     pub signing_keys: SigningKeys,
     /// Whether that is the secret that everybody knows.
@@ -148,6 +154,13 @@ pub enum ConfigError {
          half of the service would have nothing to share with this one"
     )]
     Alone(&'static str),
+    /// No key for secrets that are kept elsewhere.
+    #[error(
+        "ENCRYPTION_KEY must be set where DATABASE_URL is: it seals the secrets in that database. \
+         Make it once with `{MAKE_KEY}`, set the same for all processes of that database, and keep a \
+         copy of it apart from the database's backups"
+    )]
+    NoEncryptionKey,
     /// One endpoint that hangs could take every slot.
     #[error(
         "LANE_IN_FLIGHT_MAX ({lane}) must be at most half of IN_FLIGHT_MAX ({all}): one endpoint \
@@ -167,7 +180,7 @@ pub enum ConfigError {
     NoDataDir,
 }
 
-fn bad(variable: &'static str, reason: impl fmt::Display) -> ConfigError {
+pub(super) fn bad(variable: &'static str, reason: impl fmt::Display) -> ConfigError {
     ConfigError::Value { variable, reason: reason.to_string() }
 }
 
@@ -198,6 +211,7 @@ impl Settings {
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
         Ok(Config {
             database: self.database(database_url)?,
+            encryption: self.encryption(database_url.is_some())?,
             bind,
             role: self.role,
             access: self.access(bind, key)?,
@@ -271,6 +285,14 @@ impl Settings {
             .ok_or(ConfigError::NoDataDir)?,
         };
         Ok(Database::Private { data_dir, path: around.path.clone() })
+    }
+
+    fn encryption(&self, is_required: bool) -> Result<Option<SealingKeys>, ConfigError> {
+        match set(self.encryption_key.as_ref().map(|keys| keys.0.as_str())) {
+            Some(list) => encryption::keys(list).map(Some),
+            None if is_required => Err(ConfigError::NoEncryptionKey),
+            None => Ok(None),
+        }
     }
 
     fn access(&self, bind: SocketAddr, key: Option<&str>) -> Result<Access, ConfigError> {
@@ -423,7 +445,9 @@ mod tests {
     }
 
     fn check(flags: &[&str]) -> Result<Config, ConfigError> {
-        let flags = ["test", "--data-dir=/nowhere", "--database-url="].iter().chain(flags);
+        let flags = ["test", "--data-dir=/nowhere", "--database-url=", "--encryption-key="]
+            .iter()
+            .chain(flags);
         Flags::try_parse_from(flags).unwrap().settings.check()
     }
 
@@ -440,9 +464,24 @@ mod tests {
         for role in ["api", "worker"] {
             refused(&[&format!("--role={role}")], &[&format!("ROLE={role}"), "DATABASE_URL"]);
             let url = "--database-url=postgres://u@h/d";
-            check(&[&format!("--role={role}"), url]).unwrap();
+            let key = format!("--encryption-key={}", "0".repeat(64));
+            check(&[&format!("--role={role}"), url, &key]).unwrap();
         }
         check(&["--role=all"]).unwrap();
+    }
+
+    #[test]
+    fn a_database_that_is_not_private_needs_a_key() {
+        let command = "openssl rand -base64 32";
+        for role in ["all", "api", "worker"] {
+            let url = ["--database-url=postgres://u@h/d", &format!("--role={role}")];
+            refused(&url, &["ENCRYPTION_KEY", "DATABASE_URL", command]);
+            refused(&[url[0], url[1], "--encryption-key= "], &["ENCRYPTION_KEY", command]);
+            let key = format!("--encryption-key={}", "0".repeat(64));
+            assert!(check(&[url[0], url[1], &key]).unwrap().encryption.is_some());
+        }
+        assert!(check(&[]).unwrap().encryption.is_none());
+        refused(&["--encryption-key=hunter2"], &["ENCRYPTION_KEY"]);
     }
 
     #[test]

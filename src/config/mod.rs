@@ -2,6 +2,7 @@
 //! reads the environment.
 
 mod check;
+mod encryption;
 mod settings;
 
 pub use check::{Config, ConfigError, Database};

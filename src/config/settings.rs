@@ -33,6 +33,11 @@ pub struct Settings {
     #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, default_value = DEFAULT_SECRET,
           hide_default_value = true)]
     pub webhook_secret: Hidden,
+    /// Keys that seal secrets in the database, separated by commas: the first seals, all open (1 to
+    /// 8). Each is 32 bytes as base64 or hexadecimal digits [default without DATABASE_URL: one that
+    /// is made and kept in DATA_DIR; otherwise it is required].
+    #[arg(long, env = "ENCRYPTION_KEY", hide_env_values = true)]
+    pub encryption_key: Option<Hidden>,
     /// Target of an event that names none [default in the local default:
     /// http://127.0.0.1:8080/webhook; otherwise none].
     #[arg(long, env = "TARGET_URL")]

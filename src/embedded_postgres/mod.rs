@@ -7,6 +7,7 @@
 //! DATA_DIR/postgres.new-*  an initdb that did not finish; removed at the next start
 //! DATA_DIR/postgres.log    what Postgres says (postgres.log.1: before the last rotation)
 //! DATA_DIR/run/            its socket (in /tmp where this path would be too long)
+//! DATA_DIR/encryption-key  not of this module: see `crate::sealing`
 //! ```
 //!
 //! How it lives:

@@ -14,6 +14,7 @@ pub mod partitions;
 mod pool;
 pub mod queue;
 mod record;
+mod sealing;
 
 use std::time::Duration;
 

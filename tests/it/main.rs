@@ -16,6 +16,7 @@ mod pool;
 mod process;
 mod queue;
 mod receivers_on_request;
+mod sealing;
 mod tidy;
 mod verifiers;
 mod worker;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -13,7 +12,7 @@ use webhook_dispatcher::embedded_postgres::{EmbeddedPostgres, Options};
 
 use crate::support::{
     Receiver, TestDatabase, eventually,
-    process::{Process, command, free_port},
+    process::{ENCRYPTION_KEY, Folder, Process, command, free_port, on},
 };
 
 /// Fast retries, local targets. A 429 of the chaos asks for a second of quiet from the whole lane,
@@ -26,27 +25,6 @@ const FAST: &[(&str, &str)] = &[
     ("MAX_ATTEMPTS", "200"),
     ("ALLOWED_TARGET_CIDRS", "127.0.0.0/8"),
 ];
-
-/// A folder of its own, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("whd-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Self(path)
-    }
-
-    fn str(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 async fn post(base: &str, target: &str, number: usize) -> Option<String> {
     let body = json!({"payload": {"number": number}, "target_url": target});
@@ -92,8 +70,8 @@ async fn a_crash_in_the_middle_loses_nothing_and_repeats_only_what_was_in_flight
     let database = TestDatabase::new().await;
     let url = database.url();
     let in_flight_max = IN_FLIGHT_MAX.to_string();
-    let own = [("DATABASE_URL", url.as_str()), ("LANE_IN_FLIGHT_MAX", in_flight_max.as_str())];
-    let environment = [FAST, &own].concat();
+    let own = [("LANE_IN_FLIGHT_MAX", in_flight_max.as_str())];
+    let environment = [FAST, &on(&url), &own].concat();
     let port = free_port().await;
     let service = Process::start(port, &environment).await;
     let base = service.base.clone();
@@ -147,7 +125,7 @@ async fn a_crash_in_the_middle_loses_nothing_and_repeats_only_what_was_in_flight
 async fn the_first_signal_ends_in_order_and_the_second_at_once() {
     let database = TestDatabase::new().await;
     let url = database.url();
-    let environment = [FAST, &[("DATABASE_URL", url.as_str())]].concat();
+    let environment = [FAST, &on(&url)].concat();
     for signal in ["TERM", "INT"] {
         let mut service = Process::start(free_port().await, &environment).await;
         service.signal(signal);
@@ -157,7 +135,7 @@ async fn the_first_signal_ends_in_order_and_the_second_at_once() {
 
     let receiver =
         MockReceiver::bind(Settings { hang_rate: 1.0, ..Settings::calm() }).await.unwrap();
-    let slow = [FAST, &[("DATABASE_URL", &url), ("HTTP_TIMEOUT", "60"), ("SHUTDOWN_GRACE", "60")]];
+    let slow = [FAST, &on(&url), &[("HTTP_TIMEOUT", "60"), ("SHUTDOWN_GRACE", "60")]];
     let mut service = Process::start(free_port().await, &slow.concat()).await;
     post(&service.base, &receiver.url(), 1).await.unwrap();
     receiver.wait_until(|stats| stats.hung_on_purpose == 1).await;
@@ -224,7 +202,7 @@ async fn a_health_check_needs_nothing_but_the_address() {
     let number = free_port().await;
     let (bind, port) = (format!("127.0.0.1:{number}"), number.to_string());
     assert_health(&[("BIND", &bind)], Some(&format!("{bind} does not answer")));
-    let mut service = Process::start(number, &[("DATABASE_URL", url.as_str())]).await;
+    let mut service = Process::start(number, &on(&url)).await;
     assert_health(&[("BIND", &bind)], None);
     // All addresses, which would not be served without a key.
     assert_health(&[("PORT", &port)], None);
@@ -242,8 +220,8 @@ async fn the_debug_log_follows_one_event_and_the_usual_one_is_silent() {
         ("info,webhook_dispatcher=debug", &["accepted", "sending", "delivered"][..]),
         ("info", &[]),
     ] {
-        let own = [("DATABASE_URL", url.as_str()), ("RUST_LOG", log)];
-        let mut service = Process::start(free_port().await, &[FAST, &own].concat()).await;
+        let environment = [FAST, &on(&url), &[("RUST_LOG", log)]].concat();
+        let mut service = Process::start(free_port().await, &environment).await;
         let before = receiver.count();
         let id = post(&service.base, &receiver.url("/"), 1).await.unwrap();
         eventually("the delivery", async || (receiver.count() > before).then_some(())).await;
@@ -272,7 +250,7 @@ async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
     let postgres = start().await.unwrap();
     let socket = postgres.socket_dir().to_str().unwrap().replace('/', "%2F");
     let url = format!("postgres://webhook_dispatcher@{socket}/webhook_dispatcher");
-    let environment = [FAST, &[("DATABASE_URL", url.as_str())]].concat();
+    let environment = [FAST, &on(&url)].concat();
     let service = Process::start(free_port().await, &environment).await;
     let before = post(&service.base, &receiver.url(), 1).await.unwrap();
     receiver.wait_until(|stats| stats.unique == 1).await;
@@ -339,6 +317,10 @@ fn contradictions_stop_the_start_and_name_the_variable() {
     );
     check(&[("WEBHOOK_SECRET", "")], "WEBHOOK_SECRET");
     check(&[("DATABASE_URL", "mysql://u:hunter2@h/d")], "DATABASE_URL");
+    check(&[("DATABASE_URL", "postgres://u:hunter2@h/d")], "ENCRYPTION_KEY");
+    check(&[("ENCRYPTION_KEY", "hunter2")], "ENCRYPTION_KEY");
+    let twice = format!("{ENCRYPTION_KEY},{ENCRYPTION_KEY}");
+    check(&[("ENCRYPTION_KEY", &twice)], "ENCRYPTION_KEY");
     check(&[("TARGET_URL", "ftp://x/")], "TARGET_URL");
     check(&[("TARGET_URL", "http://10.0.0.1/")], "ALLOWED_TARGET_CIDRS");
     check(&[("ALLOWED_TARGET_CIDRS", "10.0.0.0/33")], "ALLOWED_TARGET_CIDRS");

@@ -15,6 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ingest", &["domain", "store", "ingest", "clock", "telemetry"]),
     ("worker", &["domain", "store", "delivery", "ingest", "worker", "clock", "telemetry"]),
     ("http", &["domain", "store", "ingest", "http", "telemetry"]),
+    ("sealing", &["domain", "store", "sealing"]),
     ("embedded_postgres", &["embedded_postgres"]),
 ];
 /// What the pure core must not know.

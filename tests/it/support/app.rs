@@ -27,6 +27,7 @@ const FAST: &[&str] = &[
     "--bind=127.0.0.1:0",
     // Replaced by the test's database; it keeps the local default away.
     "--database-url=postgres://replaced/",
+    "--encryption-key=0000000000000000000000000000000000000000000000000000000000000000",
     "--allowed-target-cidrs=127.0.0.0/8,::1/128",
     "--require-https=false",
 ];

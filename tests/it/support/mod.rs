@@ -8,6 +8,6 @@ pub mod raw;
 mod receiver;
 pub mod tls;
 
-pub use app::{TestApp, eventually};
+pub use app::{TestApp, config, eventually};
 pub use cluster::TestDatabase;
 pub use receiver::{Answer, Receiver};

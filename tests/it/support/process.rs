@@ -1,6 +1,7 @@
 //! The service as its users run it: the binary, with its output and its signals.
 
 use std::{
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -10,11 +11,40 @@ use tokio::net::TcpListener;
 /// How long anything may take before a test fails.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// A key that every test may know.
+pub const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+/// The two settings that a database needs.
+pub fn on(database_url: &str) -> [(&str, &str); 2] {
+    [("DATABASE_URL", database_url), ("ENCRYPTION_KEY", ENCRYPTION_KEY)]
+}
+
+/// A folder of its own, removed at the end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("whd-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        Self(path)
+    }
+
+    pub fn str(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A running binary; killed when dropped.
 pub struct Process {
     child: Child,
     pub base: String,
-    pub log: std::path::PathBuf,
+    pub log: PathBuf,
 }
 
 /// A port that was free a moment ago.
