@@ -22,7 +22,7 @@ use crate::{
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{self, ApiState, BatchRoom, Limit, Targets},
+    http::{self, ApiState, BatchRoom, Known, Limit, Targets},
     ingest::{Batcher, Handover},
     sealing,
     store::{Store, StoreError},
@@ -172,7 +172,7 @@ impl App {
         let batching = tasks.spawn(watched("batcher", batcher.run(), &stop, &failed));
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
-            tasks.spawn(sample_clock(store.clone(), clock, stop.clone()));
+            tasks.spawn(sample_clock(store.clone(), clock.clone(), stop.clone()));
             tasks.spawn({
                 let (store, handover, stop) = (store.clone(), handover.clone(), stop.clone());
                 async move { tell_others(&store, &handover, &stop, || false).await }
@@ -192,6 +192,8 @@ impl App {
             ingest,
             handover,
             access: config.access.clone(),
+            known: Known::default(),
+            clock: clock.clone(),
             targets: Targets {
                 default: config.target_url.clone(),
                 addresses: config.addresses.clone(),

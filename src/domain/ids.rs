@@ -119,6 +119,11 @@ id!(
     "sub_"
 );
 id!(
+    /// What lets a caller in.
+    ApiKeyId,
+    "key_"
+);
+id!(
     /// What shares one queue order and one set of limits: a subscription, or the origin of an
     /// explicit target within its application.
     LaneId,
@@ -169,6 +174,20 @@ impl DeliveryId {
         Self(Uuid::from_u128(
             (event.0.as_u128() & !ORDINAL_MASK) | (ordinal as u128 & ORDINAL_MASK),
         ))
+    }
+}
+
+impl ApplicationId {
+    /// The id of an application made at `unix_ms` (milliseconds, the database's clock).
+    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+        Self(v7(unix_ms, random))
+    }
+}
+
+impl ApiKeyId {
+    /// The id of a key made at `unix_ms` (milliseconds, the database's clock).
+    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+        Self(v7(unix_ms, random))
     }
 }
 

@@ -11,6 +11,7 @@
 //! Nothing in this module reads a clock or draws a random number: times and jitter are arguments.
 //! That is what lets the tests be tables, and lets the database's clock be the only one.
 
+pub mod access;
 pub mod address;
 pub mod attempt;
 pub mod delivery;
@@ -26,13 +27,16 @@ pub mod routing;
 pub mod sealing;
 pub mod signature;
 pub mod target;
+pub mod uid;
 
+pub use access::{ApiKey, ApiKeyHash, Permission, Principal, Role};
 pub use delivery::{DeliveryState, EventStatus};
 pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use filter::{EventDocument, Filter};
-pub use ids::{ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SubscriptionId};
+pub use ids::{ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SubscriptionId};
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};
 pub use signature::SigningKey;
 pub use target::TargetUrl;
+pub use uid::Uid;

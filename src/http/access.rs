@@ -1,4 +1,5 @@
-//! Who may call. One instance key for now; keys of applications come with them.
+//! Who may call: the key of the settings, the keys of the applications, and what an open service
+//! asks of its callers.
 
 use std::{fmt, net::IpAddr};
 
@@ -9,7 +10,8 @@ use axum::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::ApiError;
+use super::{ApiError, ApiState};
+use crate::domain::Principal;
 
 /// The key of the instance. Only its hash is kept.
 #[derive(Clone)]
@@ -47,17 +49,30 @@ pub enum Access {
     Anybody,
 }
 
-/// Whether a request may pass.
-pub fn check(access: &Access, request: &Request) -> Result<(), ApiError> {
+/// The key that a request carries, if it may pass at all.
+pub fn credentials(access: &Access, request: &Request) -> Result<Option<String>, ApiError> {
+    is_welcome(access, request)?;
+    Ok(given_key(request.headers()).map(str::to_owned))
+}
+
+/// Whom a key lets in. One that is sent counts also where none is asked for.
+pub async fn admit(state: &ApiState, given: Option<&str>) -> Result<Principal, ApiError> {
+    match (given, &state.access) {
+        (Some(given), Access::Key(key)) if key.matches(given) => Ok(Principal::OPERATOR),
+        (Some(given), _) => {
+            let principal = state.known.principal(&state.store, given).await?;
+            principal.ok_or(ApiError::Unauthorized)
+        }
+        (None, Access::Key(_)) => Err(ApiError::Unauthorized),
+        (None, Access::LoopbackOnly | Access::Anybody) => Ok(Principal::OPERATOR),
+    }
+}
+
+/// What an open service asks of a request, whoever sends it.
+fn is_welcome(access: &Access, request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
     match access {
-        Access::Anybody => {}
-        Access::Key(key) => {
-            let is_admin = given_key(headers).is_some_and(|given| key.matches(given));
-            if !is_admin {
-                return Err(ApiError::Unauthorized);
-            }
-        }
+        Access::Anybody | Access::Key(_) => {}
         Access::LoopbackOnly => {
             if !host(request).is_some_and(is_loopback) {
                 return Err(ApiError::Forbidden(

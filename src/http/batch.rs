@@ -12,13 +12,14 @@ use serde::Serialize;
 use super::{
     ApiError, ApiState,
     body::{self, Limit},
+    caller::Caller,
     extract::IdempotencyHeader,
     json::Members,
     problem::Problem,
     submission::{self, OuterKey},
 };
 use crate::{
-    domain::{EventId, Submission},
+    domain::{EventId, Permission, Submission},
     telemetry,
 };
 
@@ -52,13 +53,15 @@ struct RefusedBody<'a> {
 /// Accepts those events that can be: 202 after their commits, unless there is none.
 pub async fn create(
     State(state): State<ApiState>,
+    caller: Caller,
     key: Option<IdempotencyHeader>,
     request: Request,
 ) -> Result<Response, Problem> {
+    caller.must(Permission::Publish)?;
     // Held to the end: the submissions are about as large as the body.
     let mut share = state.batch_room.share();
     let body = body::read_json(request, state.batch_limit, Some(&mut share)).await?;
-    let items = read(&state, &body, key.map(|key| key.0)).await?;
+    let items = read(&state, caller, &body, key.map(|key| key.0)).await?;
     drop(body);
     let results = submit(&state, items).await;
     Ok(answer(results))
@@ -67,6 +70,7 @@ pub async fn create(
 /// Reads the events, each apart: one that cannot be accepted does not keep the others from it.
 async fn read(
     state: &ApiState,
+    caller: Caller,
     body: &Bytes,
     key: Option<String>,
 ) -> Result<Vec<Result<Submission, Problem>>, Problem> {
@@ -83,7 +87,7 @@ async fn read(
             Err(ApiError::TooLarge { what: "the event", bytes_max, setting }.into())
         } else {
             let key = key_of(index).map(OuterKey::OfItem);
-            submission::read(&state.targets, body, text.get(), key)
+            submission::read(state, caller, body, text.get(), key).await
         };
         items.push(item.map_err(|problem| problem.within(&pointer(index))));
         // A batch is mebibytes to check; others are to be served meanwhile.

@@ -13,13 +13,14 @@ use serde_json::value::RawValue;
 
 use super::{
     ApiError, ApiState, body,
-    extract::{self, EventPath, IdempotencyHeader, Parameters},
+    caller::Caller,
+    extract::{self, Cursor, EventPath, IdempotencyHeader, Parameters},
     problem::{Place, Problem},
     submission::{self, OuterKey},
 };
 use crate::{
     domain::{
-        AttemptId, DeliveryId, EventId, EventStatus, EventType, Subject, ids::DEFAULT_APPLICATION,
+        ApplicationId, AttemptId, DeliveryId, EventId, EventStatus, EventType, Permission, Subject,
     },
     store::history::{AttemptRow, DeliveryRow, EventDetail, EventFilter, EventRow},
     telemetry,
@@ -35,12 +36,13 @@ pub struct AcceptedBody {
 /// Accepts an event: 202 after the commit.
 pub async fn create(
     State(state): State<ApiState>,
+    caller: Caller,
     key: Option<IdempotencyHeader>,
     request: Request,
 ) -> Result<(StatusCode, Json<AcceptedBody>), Problem> {
     let body = body::read_json(request, state.body_limit, None).await?;
     let key = key.map(|key| OuterKey::OfRequest(key.0));
-    let submission = submission::read(&state.targets, &body, body::text(&body)?, key)?;
+    let submission = submission::read(&state, caller, &body, body::text(&body)?, key).await?;
     drop(body);
     let result = state.ingest.submit(submission).await;
     telemetry::submitted(result.is_ok());
@@ -77,33 +79,45 @@ pub struct EventBody {
 /// A page of a list.
 #[derive(Serialize)]
 pub struct Page<T> {
-    data: Vec<T>,
-    next_cursor: Option<String>,
+    /// What is on it.
+    pub data: Vec<T>,
+    /// Where the next one begins, if there is one.
+    pub next_cursor: Option<String>,
 }
 
 /// Lists events, newest first.
 pub async fn list(
     State(state): State<ApiState>,
+    caller: Caller,
     uri: Uri,
 ) -> Result<Json<Page<EventBody>>, Problem> {
+    caller.must(Permission::Read)?;
     let given = Parameters::of(&uri, PARAMETERS)?;
-    let named = Place::Parameter("application".to_owned());
-    let application =
-        submission::application(given.text("application")).map_err(|error| error.at(named))?;
+    let application = application(&state, caller, &given).await?;
     let filter = EventFilter {
         event_type: given.read("type", EventType::parse)?.map(|name| name.as_str().to_owned()),
         subject: given.read("subject", Subject::parse)?.map(|name| name.as_str().to_owned()),
         status: given.read("status", status)?,
         created_from: given.read("created_after", extract::time)?,
         created_until: given.read("created_before", extract::time)?,
-        older_than: given.read("cursor", extract::event_of)?,
+        older_than: given.read("cursor", |text| Cursor::Events.read(text))?.map(EventId::from_uuid),
     };
     let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
     let page = state.store.event_page(application, &filter, limit).await?;
     Ok(Json(Page {
         data: page.events.into_iter().map(EventBody::from).collect(),
-        next_cursor: page.next.map(extract::cursor_of),
+        next_cursor: page.next.map(|id| Cursor::Events.after(id.uuid())),
     }))
+}
+
+/// The application that a query is about.
+async fn application<const N: usize>(
+    state: &ApiState,
+    caller: Caller,
+    given: &Parameters<N>,
+) -> Result<ApplicationId, Problem> {
+    let named = caller.application(state, given.text("application")).await;
+    named.map_err(|error| error.at(Place::Parameter("application".to_owned())))
 }
 
 fn status(name: &str) -> Result<EventStatus, String> {
@@ -184,9 +198,14 @@ pub struct ResponseBody {
 /// Shows one event.
 pub async fn show(
     State(state): State<ApiState>,
+    caller: Caller,
     EventPath(id): EventPath,
-) -> Result<Json<EventDetailBody>, ApiError> {
-    let detail = state.store.event_detail(DEFAULT_APPLICATION, id).await?;
+    uri: Uri,
+) -> Result<Json<EventDetailBody>, Problem> {
+    let given = Parameters::of(&uri, &["application"])?;
+    let application = application(&state, caller, &given).await?;
+    caller.must(Permission::Read)?;
+    let detail = state.store.event_detail(application, id).await?;
     Ok(Json(detail.ok_or(ApiError::EventNotFound(None))?.into()))
 }
 

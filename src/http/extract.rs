@@ -6,6 +6,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
 use url::form_urlencoded;
 use uuid::Uuid;
 
@@ -13,7 +14,10 @@ use super::{
     ApiError, names,
     problem::{Place, Problem},
 };
-use crate::domain::EventId;
+use crate::{
+    domain::{ApiKeyId, ApplicationId, EventId, IdempotencyKey},
+    store::idempotency::Reservation,
+};
 
 /// Items of one page, unless the caller asks otherwise, and at most.
 pub const LIMIT_DEFAULT: usize = 50;
@@ -77,6 +81,33 @@ impl<S: Send + Sync> FromRequestParts<S> for EventPath {
     }
 }
 
+/// The application that a path names, by its id or its uid. Who may see it is the caller's to check.
+pub struct ApplicationPath(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ApplicationPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Self(name)).map_err(|_| ApiError::ApplicationNotFound(None))
+    }
+}
+
+/// The application and its key that a path names.
+pub struct ApiKeyPath(pub String, pub ApiKeyId);
+
+impl<S: Send + Sync> FromRequestParts<S> for ApiKeyPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path =
+            <Path<(String, String)> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        let Path((application, id)) = path.map_err(|_| ApiError::KeyNotFound(None))?;
+        let id = id.parse().map_err(|error| ApiError::KeyNotFound(Some(error)))?;
+        Ok(Self(application, id))
+    }
+}
+
 /// `Idempotency-Key`, if the request has one.
 pub struct IdempotencyHeader(pub String);
 
@@ -117,26 +148,73 @@ pub fn time(text: &str) -> Result<DateTime<Utc>, &'static str> {
     )
 }
 
-/// What a cursor begins with, so that a future form, and that of another list, can be told apart.
-const CURSOR_VERSION: u8 = 2;
-const EVENTS: u8 = b'e';
+/// Why a text is no cursor. Completes "`cursor` …".
+const NO_CURSOR: &str = "is not one that this list gave out";
 
-/// Where a page of events ended, as callers pass it back. Opaque to them.
-pub fn cursor_of(event: EventId) -> String {
-    let mut bytes = vec![CURSOR_VERSION, EVENTS];
-    bytes.extend_from_slice(event.uuid().as_bytes());
-    URL_SAFE_NO_PAD.encode(bytes)
+/// What a cursor begins with, so that a future form can be told apart.
+const CURSOR_VERSION: u8 = 2;
+
+/// The lists that have pages. A cursor is opaque to callers, and good for its own list only.
+#[derive(Debug, Clone, Copy)]
+pub enum Cursor {
+    /// `GET /events`.
+    Events = b'e' as isize,
+    /// `GET /applications`.
+    Applications = b'a' as isize,
+    /// `GET /applications/{id}/api-keys`.
+    ApiKeys = b'k' as isize,
 }
 
-/// Reads a cursor.
-pub fn event_of(cursor: &str) -> Result<EventId, &'static str> {
-    let bytes = URL_SAFE_NO_PAD.decode(cursor).unwrap_or_default();
-    bytes
-        .strip_prefix(&[CURSOR_VERSION, EVENTS])
-        .and_then(|uuid| Uuid::from_slice(uuid).ok())
-        .filter(|uuid| uuid.get_version_num() == 7)
-        .map(EventId::from_uuid)
-        .ok_or("is not one that this list gave out")
+impl Cursor {
+    fn head(self) -> [u8; 2] {
+        [CURSOR_VERSION, self as u8]
+    }
+
+    /// Where a page ended: the id of its last row.
+    pub fn after(self, id: Uuid) -> String {
+        URL_SAFE_NO_PAD.encode([self.head().as_slice(), id.as_bytes()].concat())
+    }
+
+    /// Reads a cursor.
+    pub fn read(self, cursor: &str) -> Result<Uuid, &'static str> {
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).unwrap_or_default();
+        bytes
+            .strip_prefix(&self.head())
+            .and_then(|uuid| Uuid::from_slice(uuid).ok())
+            .filter(|uuid| uuid.get_version_num() == 7)
+            .ok_or(NO_CURSOR)
+    }
+
+    /// Cuts what [`rows_of`] asked for to a page; tells the cursor of the next one, if there is one.
+    pub fn page<T>(
+        self,
+        mut rows: Vec<T>,
+        limit: usize,
+        id_of: impl FnOnce(&T) -> Uuid,
+    ) -> (Vec<T>, Option<String>) {
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let last = rows.last().filter(|_| has_more).map(id_of);
+        (rows, last.map(|id| self.after(id)))
+    }
+}
+
+/// How many rows to read for a page: one more tells whether there is a next one.
+pub fn rows_of(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1)
+}
+
+/// What makes a request the same as an earlier one with its key: what it makes, and its very bytes.
+pub fn reservation<'a>(
+    application: ApplicationId,
+    kind: &str,
+    key: &'a IdempotencyKey,
+    body: &[u8],
+    result_id: Uuid,
+) -> Reservation<'a> {
+    let fingerprint =
+        Sha256::new().chain_update(kind).chain_update([0]).chain_update(body).finalize().into();
+    Reservation { application_id: application.uuid(), key: key.as_str(), fingerprint, result_id }
 }
 
 #[cfg(test)]
@@ -148,20 +226,21 @@ mod tests {
     #[test]
     fn cursors_are_read_back_and_made_up_ones_refused() {
         let event = EventId::new(1_795_219_200_000, [9; 10]);
-        assert_eq!(event_of(&cursor_of(event)), Ok(event));
+        let read = |text: &str| Cursor::Events.read(text);
+        assert_eq!(read(&Cursor::Events.after(event.uuid())), Ok(event.uuid()));
         let with = |version, list, uuid: Uuid| {
             URL_SAFE_NO_PAD.encode([&[version, list], uuid.as_bytes().as_slice()].concat())
         };
-        assert_eq!(event_of(&with(CURSOR_VERSION, EVENTS, event.uuid())), Ok(event));
+        assert_eq!(read(&with(CURSOR_VERSION, b'e', event.uuid())), Ok(event.uuid()));
         let others = [
-            with(1, EVENTS, event.uuid()),
-            with(CURSOR_VERSION, b'd', event.uuid()),
-            with(CURSOR_VERSION, EVENTS, Uuid::from_u128(7)),
+            with(1, b'e', event.uuid()),
+            Cursor::Applications.after(event.uuid()),
+            with(CURSOR_VERSION, b'e', Uuid::from_u128(7)),
             event.to_string(),
         ];
         let made_up = ["", "x", "AAAA", "AgGZ1OASNHq8je8BI0VniQ", "evt_1", "é", "\0"];
         for bad in others.iter().map(String::as_str).chain(made_up) {
-            assert!(event_of(bad).is_err(), "{bad}");
+            assert!(read(bad).is_err(), "{bad}");
         }
     }
 
@@ -171,7 +250,7 @@ mod tests {
             if let Ok(uri) = format!("/events?{query}").parse() {
                 let _ = Parameters::of(&uri, &["limit", "cursor"]);
             }
-            let _ = (event_of(&cursor), time(&cursor), limit(&cursor));
+            let _ = (Cursor::Events.read(&cursor), time(&cursor), limit(&cursor));
         }
     }
 }

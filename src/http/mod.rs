@@ -1,8 +1,11 @@
 //! The HTTP interface: routes, and what every request passes on its way to one.
 
 mod access;
+mod api_keys;
+mod applications;
 mod batch;
 mod body;
+mod caller;
 mod events;
 mod extract;
 mod health;
@@ -24,13 +27,16 @@ use axum::{
 };
 use tower::util::MapRequest;
 
+use self::caller::Caller;
 use crate::{
+    clock::Clock,
     ingest::{Handover, Ingest},
     store::Store,
 };
 
 pub use access::{Access, AdminKey};
 pub use body::{BatchRoom, Limit};
+pub use caller::Known;
 pub use problem::ApiError;
 pub use submission::Targets;
 
@@ -53,6 +59,10 @@ pub struct Api {
     pub handover: Arc<Handover>,
     /// Who may call.
     pub access: Access,
+    /// Who called lately, and what they named.
+    pub known: Known,
+    /// For ids.
+    pub clock: Clock,
     /// What an event's target may be.
     pub targets: Targets,
     /// How many bytes the body of a request may have, and an event of a batch.
@@ -91,7 +101,14 @@ pub fn router(state: ApiState) -> Routes {
     let events = Router::new()
         .route("/events", get(events::list).post(events::create))
         .route("/events/batch", post(batch::create))
-        .route("/events/{id}", get(events::show));
+        .route("/events/{id}", get(events::show))
+        .route("/applications", get(applications::list).post(applications::create))
+        .route(
+            "/applications/{id}",
+            get(applications::show).patch(applications::change).delete(applications::delete),
+        )
+        .route("/applications/{id}/api-keys", get(api_keys::list).post(api_keys::create))
+        .route("/applications/{id}/api-keys/{key}", get(api_keys::show).delete(api_keys::revoke));
     let routes = if state.accepts_events { events } else { Router::new() };
     let routes = routes
         .route("/metrics", get(health::metrics))
@@ -126,7 +143,7 @@ fn without_trailing_slash(mut request: Request) -> Request {
 
 /// Checks who calls, before anybody learns from a 404 which routes there are, and gives every
 /// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
-async fn gate(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).filter(|value| {
         (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.to_str().is_ok()
     });
@@ -135,9 +152,19 @@ async fn gate(State(state): State<ApiState>, request: Request, next: Next) -> Re
         HeaderValue::try_from(id).expect("hexadecimal digits are a header value")
     });
     let is_probe = PROBES.contains(&request.uri().path());
-    let allowed = if is_probe { Ok(()) } else { access::check(&state.access, &request) };
-    let mut response = match allowed {
-        Ok(()) => next.run(request).await,
+    let given = access::credentials(&state.access, &request);
+    let caller = match given {
+        _ if is_probe => Ok(None),
+        Ok(given) => access::admit(&state, given.as_deref()).await.map(Some),
+        Err(error) => Err(error),
+    };
+    let mut response = match caller {
+        Ok(caller) => {
+            if let Some(principal) = caller {
+                request.extensions_mut().insert(Caller(principal));
+            }
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     };
     response.headers_mut().insert(REQUEST_ID, id);

@@ -7,7 +7,11 @@ use axum::{
 };
 use serde::{Serialize, Serializer};
 
-use crate::{domain::ids::IdError, ingest::Rejected, store::StoreError};
+use crate::{
+    domain::{Permission, Role, ids::IdError},
+    ingest::Rejected,
+    store::StoreError,
+};
 
 /// How long a caller should wait before it tries again, in seconds.
 const RETRY_AFTER_S: u32 = 1;
@@ -27,6 +31,14 @@ pub enum ApiError {
     /// A web page, or a name that points here, tries to drive an open service.
     #[error("{0}")]
     Forbidden(&'static str),
+    /// The key is good, and its role is not enough.
+    #[error("a key of the role {role} may not {}", permission.as_words())]
+    NotPermitted {
+        /// The caller's role.
+        role: Role,
+        /// What is asked for.
+        permission: Permission,
+    },
     /// The body is not JSON by its own declaration.
     #[error("send the body as `Content-Type: application/json`")]
     NotJson,
@@ -61,6 +73,12 @@ pub enum ApiError {
     /// No such application, or not this caller's.
     #[error("there is no such application{}", because(.0.as_ref()))]
     ApplicationNotFound(Option<IdError>),
+    /// No such key, or not this caller's.
+    #[error("there is no such key{}", because(.0.as_ref()))]
+    KeyNotFound(Option<IdError>),
+    /// What there is does not allow it.
+    #[error("{0}")]
+    Conflict(&'static str),
     /// The idempotency key was used before, for something else.
     #[error("this idempotency key was used for another request in the last 24 hours")]
     KeyReused,
@@ -104,6 +122,9 @@ impl ApiError {
                 (StatusCode::UNAUTHORIZED, "/problems/unauthorized", "Key missing or wrong")
             }
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "/problems/forbidden", "Forbidden"),
+            Self::NotPermitted { .. } => {
+                (StatusCode::FORBIDDEN, "/problems/not-permitted", "Not permitted")
+            }
             Self::NotJson => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "/problems/unsupported-media-type",
@@ -133,6 +154,10 @@ impl ApiError {
             Self::ApplicationNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/application-not-found", "Application not found")
             }
+            Self::KeyNotFound(_) => {
+                (StatusCode::NOT_FOUND, "/problems/key-not-found", "Key not found")
+            }
+            Self::Conflict(_) => (StatusCode::CONFLICT, "/problems/conflict", "Conflict"),
             Self::KeyReused => {
                 (StatusCode::CONFLICT, "/problems/idempotency-key-reused", "Idempotency key reused")
             }

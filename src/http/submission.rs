@@ -3,17 +3,17 @@
 use bytes::Bytes;
 
 use super::{
-    ApiError,
+    ApiError, ApiState,
     body::part_of,
+    caller::Caller,
     extract::IdempotencyHeader,
     json::{Members, pointer_to},
     problem::{Place, Problem},
 };
 use crate::domain::{
-    ApplicationId, EventType, IdempotencyKey, Payload, Subject, Submission, TargetUrl,
+    ApplicationId, EventType, IdempotencyKey, Payload, Permission, Subject, Submission, TargetUrl,
     address::AddressPolicy,
     event::{EventError, Metadata, Route},
-    ids::DEFAULT_APPLICATION,
 };
 
 /// The fields of an event, as callers send it.
@@ -38,14 +38,60 @@ pub struct Targets {
     pub addresses: AddressPolicy,
 }
 
-/// Reads an event. `text` is a part of `body`, and the payload becomes one too: the bytes as they
-/// came.
-pub fn read(
-    targets: &Targets,
+/// An event that is well, of an application that is still to be looked up.
+#[derive(Debug)]
+struct Draft {
+    /// How the request names the application, if it does.
+    application: Option<String>,
+    event_type: Option<EventType>,
+    payload: Payload,
+    route: Route,
+    subject: Option<Subject>,
+    metadata: Option<Metadata>,
+    idempotency_key: Option<IdempotencyKey>,
+}
+
+impl Draft {
+    /// What the caller must be permitted.
+    fn permission(&self) -> Permission {
+        match self.route {
+            Route::Subscriptions => Permission::Publish,
+            Route::Explicit(_) | Route::Default(_) => Permission::NameTargets,
+        }
+    }
+
+    /// The submission, of this application.
+    fn of(self, application: ApplicationId) -> Submission {
+        let Self { event_type, payload, route, subject, metadata, idempotency_key, .. } = self;
+        Submission { application, event_type, payload, route, subject, metadata, idempotency_key }
+    }
+}
+
+/// Reads an event that somebody sends: it must be well, and its sender's to send.
+pub async fn read(
+    state: &ApiState,
+    caller: Caller,
     body: &Bytes,
     text: &str,
     outer_key: Option<OuterKey>,
 ) -> Result<Submission, Problem> {
+    caller.must(Permission::Publish)?;
+    let draft = draft(&state.targets, body, text, outer_key)?;
+    let application = caller.application(state, draft.application.as_deref()).await;
+    let application =
+        application.map_err(|error| error.at(Place::Pointer(pointer_to("application"))))?;
+    caller.must(draft.permission())?;
+    Ok(draft.of(application))
+}
+
+/// Reads an event. `text` is a part of `body`, and the payload becomes one too: the bytes as they
+/// came.
+fn draft(
+    targets: &Targets,
+    body: &Bytes,
+    text: &str,
+    outer_key: Option<OuterKey>,
+) -> Result<Draft, Problem> {
     let given = Members::of(text, FIELDS)?;
     let event_type = field(&given, "type", EventType::parse)?;
     let payload = Payload::from_json(part_of(body, given.required("payload")?.get()));
@@ -60,10 +106,8 @@ pub fn read(
         (None, Some(_)) => Route::Subscriptions,
         (None, None) => Route::Default(targets.default.clone().ok_or(ApiError::NoTarget)?),
     };
-    let named = given.string("application")?;
-    let application = application(named.as_deref())
-        .map_err(|error| error.at(Place::Pointer(pointer_to("application"))))?;
-    Ok(Submission { application, event_type, payload, route, subject, metadata, idempotency_key })
+    let application = given.string("application")?;
+    Ok(Draft { application, event_type, payload, route, subject, metadata, idempotency_key })
 }
 
 fn fault(name: &str, error: impl std::fmt::Display) -> Problem {
@@ -112,30 +156,18 @@ fn checked_target(text: &str, addresses: &AddressPolicy) -> Result<TargetUrl, Pr
     Ok(target)
 }
 
-/// The application that a request names; there is one, for now.
-pub fn application(named: Option<&str>) -> Result<ApplicationId, ApiError> {
-    match named {
-        None | Some("default") => Ok(DEFAULT_APPLICATION),
-        Some(id) => match id.parse() {
-            Ok(DEFAULT_APPLICATION) => Ok(DEFAULT_APPLICATION),
-            Ok(_) => Err(ApiError::ApplicationNotFound(None)),
-            Err(error) => Err(ApiError::ApplicationNotFound(Some(error))),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn read_alone(body: &[u8], outer_key: Option<OuterKey>) -> Result<Submission, Problem> {
+    fn read_alone(body: &[u8], outer_key: Option<OuterKey>) -> Result<Draft, Problem> {
         let addresses = AddressPolicy::new(Vec::new(), false);
         let targets = Targets { default: TargetUrl::parse("http://a.example/").ok(), addresses };
         let body = Bytes::copy_from_slice(body);
         let text = crate::http::body::text(&body)?;
-        read(&targets, &body, text, outer_key)
+        draft(&targets, &body, text, outer_key)
     }
 
     const WHOLE: &str = r#"{"payload": {"a": [1, "é", null]}, "type": "invoice.paid",

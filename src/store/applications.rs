@@ -1,9 +1,186 @@
-//! Applications, as far as routing needs them.
+//! Applications: the tenants.
 
-use super::{Store, StoreError, bounded};
-use crate::domain::{ApplicationId, routing::RoutingSnapshot};
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError, bounded,
+    idempotency::{Reservation, Standing, reserve},
+};
+use crate::domain::{ApplicationId, Uid, routing::RoutingSnapshot};
+
+/// An application as it is shown.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct ApplicationRow {
+    application_id: Uuid,
+    /// Its owner's name for it.
+    pub uid: String,
+    /// What people call it.
+    pub name: String,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+impl ApplicationRow {
+    /// Its id.
+    pub fn id(&self) -> ApplicationId {
+        ApplicationId::from_uuid(self.application_id)
+    }
+}
+
+/// What an application is named by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApplicationName {
+    /// Our id.
+    Id(ApplicationId),
+    /// Its owner's name for it.
+    Uid(Uid),
+}
+
+/// An application to be made.
+#[derive(Debug)]
+pub struct NewApplication<'a> {
+    /// Its id, made by the caller.
+    pub id: ApplicationId,
+    /// Its owner's name for it.
+    pub uid: &'a str,
+    /// What people call it.
+    pub name: &'a str,
+}
+
+/// What is to be changed of an application; `None` leaves it as it is.
+#[derive(Debug, Default)]
+pub struct ApplicationChange<'a> {
+    /// Its owner's name for it.
+    pub uid: Option<&'a str>,
+    /// What people call it.
+    pub name: Option<&'a str>,
+}
+
+const COLUMNS: &str = "application_id, uid, name, created_at, updated_at";
 
 impl Store {
+    /// Makes an application, unless `once` was answered before: then only its standing is told.
+    /// Violates `application_uid_key` if the uid is taken.
+    pub async fn create_application(
+        &self,
+        new: &NewApplication<'_>,
+        once: Option<Reservation<'_>>,
+    ) -> Result<Standing, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let mut transaction = connection.begin().await?;
+            if let Some(once) = once {
+                let standing = reserve(&mut transaction, &[once]).await?[0];
+                if standing != Standing::New {
+                    return Ok(standing);
+                }
+            }
+            sqlx::query("insert into application (application_id, uid, name) values ($1, $2, $3)")
+                .bind(new.id.uuid())
+                .bind(new.uid)
+                .bind(new.name)
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok(Standing::New)
+        })
+        .await
+    }
+
+    /// Finds an application, unless it is deleted.
+    pub async fn application(
+        &self,
+        name: &ApplicationName,
+    ) -> Result<Option<ApplicationRow>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select ");
+            query.push(COLUMNS).push(" from application where deleted_at is null and ");
+            match name {
+                ApplicationName::Id(id) => {
+                    query.push("application_id = ").push_bind(id.uuid());
+                }
+                ApplicationName::Uid(uid) => {
+                    query.push("uid = ").push_bind(uid.as_str());
+                }
+            }
+            Ok(query.build_query_as().fetch_optional(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// Lists applications, newest first: up to `rows_max` of those made before `older_than`.
+    pub async fn applications(
+        &self,
+        older_than: Option<ApplicationId>,
+        rows_max: i64,
+    ) -> Result<Vec<ApplicationRow>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select ");
+            query.push(COLUMNS).push(" from application where deleted_at is null");
+            if let Some(older_than) = older_than {
+                query.push(" and application_id < ").push_bind(older_than.uuid());
+            }
+            query.push(" order by application_id desc limit ").push_bind(rows_max);
+            Ok(query.build_query_as().fetch_all(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// Changes an application; `None` if there is no such one. Violates `application_uid_key` if
+    /// the uid is taken.
+    pub async fn change_application(
+        &self,
+        id: ApplicationId,
+        change: &ApplicationChange<'_>,
+    ) -> Result<Option<ApplicationRow>, StoreError> {
+        bounded(async {
+            Ok(sqlx::query_as(
+                "update application
+                 set uid = coalesce($2, uid), name = coalesce($3, name), updated_at = now()
+                 where application_id = $1 and deleted_at is null
+                 returning application_id, uid, name, created_at, updated_at",
+            )
+            .bind(id.uuid())
+            .bind(change.uid)
+            .bind(change.name)
+            .fetch_optional(&self.pool)
+            .await?)
+        })
+        .await
+    }
+
+    /// Deletes an application: from now on it accepts nothing, its keys let nobody in, and its
+    /// deliveries are cancelled by and by (see [`Self::cancel_deleted`]). `false` if there is no such
+    /// one.
+    pub async fn delete_application(&self, id: ApplicationId) -> Result<bool, StoreError> {
+        bounded(async {
+            let deleted = sqlx::query(
+                "with deleted as (
+                     update application
+                     set deleted_at = now(), updated_at = now(),
+                         routing_version = routing_version + 1
+                     where application_id = $1 and deleted_at is null
+                     returning application_id
+                 ),
+                 revoked as (
+                     update api_key set revoked_at = now()
+                     from deleted
+                     where api_key.application_id = deleted.application_id and revoked_at is null
+                 )
+                 select from deleted",
+            )
+            .bind(id.uuid())
+            .execute(&self.pool)
+            .await?;
+            Ok(deleted.rows_affected() > 0)
+        })
+        .await
+    }
+
     /// What routing must know of an application; `None` if there is no such application.
     pub async fn routing_snapshot(
         &self,
@@ -11,7 +188,8 @@ impl Store {
     ) -> Result<Option<RoutingSnapshot>, StoreError> {
         bounded(async {
             let version: Option<i64> = sqlx::query_scalar(
-                "select routing_version from application where application_id = $1",
+                "select routing_version from application
+                 where application_id = $1 and deleted_at is null",
             )
             .bind(application.uuid())
             .fetch_optional(&self.pool)

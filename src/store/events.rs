@@ -5,13 +5,14 @@ use std::collections::HashSet;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, dispatchers::DispatcherId};
+use super::{
+    Store, StoreError, bounded,
+    dispatchers::DispatcherId,
+    idempotency::{Reservation, Standing, reserve},
+};
 use crate::domain::{
     DeliveryId, EventId, EventType, LaneId, Subject, Submission, TargetUrl, event::Metadata,
 };
-
-/// How many hours the answer to an idempotency key is kept.
-pub const IDEMPOTENCY_HOURS: u32 = 24;
 
 /// An event that has been routed and is about to be stored.
 #[derive(Debug)]
@@ -64,15 +65,6 @@ pub enum StoredBatch {
     StaleRouting,
 }
 
-/// The answer that an idempotency key stands for.
-#[derive(sqlx::FromRow)]
-struct KeyRow {
-    application_id: Uuid,
-    key: String,
-    fingerprint: Vec<u8>,
-    event_id: Uuid,
-}
-
 impl Store {
     /// Stores a batch: all of it or nothing. No two events of a batch may carry the same key.
     ///
@@ -119,93 +111,36 @@ impl Store {
         })
         .await
     }
-
-    /// Deletes up to `rows_max` idempotency keys that are past their time; tells how many.
-    pub async fn forget_idempotency_keys(&self, rows_max: i64) -> Result<u64, StoreError> {
-        bounded(async {
-            let deleted = sqlx::query(
-                "delete from idempotency_key where (application_id, key) in (
-                     select application_id, key from idempotency_key
-                     where created_at < now() - make_interval(hours => $1)
-                     order by created_at limit $2
-                     for update skip locked
-                 )",
-            )
-            .bind(IDEMPOTENCY_HOURS.cast_signed())
-            .bind(rows_max)
-            .execute(&self.pool)
-            .await?;
-            Ok(deleted.rows_affected())
-        })
-        .await
-    }
 }
 
-/// Takes the keys of a batch, in sorted order so that two batches cannot wait for each other, and
-/// tells which events are new.
+/// Takes the keys of a batch, and tells which events are new.
 async fn reserve_keys(
     connection: &mut PgConnection,
     events: &[NewEvent<'_>],
 ) -> Result<Vec<Stored>, StoreError> {
-    let mut keyed: Vec<_> = events
-        .iter()
-        .filter_map(|event| {
-            let key = event.submission.idempotency_key.as_ref()?.as_str();
-            let application = event.submission.application.uuid();
-            Some((application, key, event.submission.fingerprint(), event.event_id.uuid()))
-        })
-        .collect();
-    keyed.sort_unstable_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-    let applications: Vec<Uuid> = keyed.iter().map(|row| row.0).collect();
-    let keys: Vec<&str> = keyed.iter().map(|row| row.1).collect();
-    let fingerprints: Vec<&[u8]> = keyed.iter().map(|row| row.2.as_slice()).collect();
-    let ids: Vec<Uuid> = keyed.iter().map(|row| row.3).collect();
-    sqlx::query(
-        "insert into idempotency_key as known (application_id, key, fingerprint, event_id)
-         select * from unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
-         on conflict (application_id, key) do update
-         set fingerprint = excluded.fingerprint, event_id = excluded.event_id, created_at = now()
-         where known.created_at < now() - make_interval(hours => $5)",
-    )
-    .bind(&applications)
-    .bind(&keys)
-    .bind(&fingerprints)
-    .bind(&ids)
-    .bind(IDEMPOTENCY_HOURS.cast_signed())
-    .execute(&mut *connection)
-    .await?;
-    let rows: Vec<KeyRow> = sqlx::query_as(
-        "select known.* from unnest($1::uuid[], $2::text[]) as given(application_id, key)
-         cross join lateral (
-             select application_id, key, fingerprint, event_id from idempotency_key k
-             where k.application_id = given.application_id and k.key = given.key
-             offset 0
-         ) as known",
-    )
-    .bind(&applications)
-    .bind(&keys)
-    .fetch_all(&mut *connection)
-    .await?;
-    Ok(events.iter().map(|event| standing(event, &rows)).collect())
-}
-
-/// What the stored keys say about one event.
-fn standing(event: &NewEvent<'_>, rows: &[KeyRow]) -> Stored {
-    let Some(key) = &event.submission.idempotency_key else { return Stored::New };
-    let application = event.submission.application.uuid();
-    let row = rows.iter().find(|row| row.application_id == application && row.key == key.as_str());
-    match row {
-        Some(row) if row.event_id == event.event_id.uuid() => Stored::New,
-        Some(row) if row.fingerprint == event.submission.fingerprint() => {
-            Stored::Repeat(EventId::from_uuid(row.event_id))
+    let mut stored = vec![Stored::New; events.len()];
+    let (mut indexes, mut wanted) = (Vec::new(), Vec::new());
+    for (index, event) in events.iter().enumerate() {
+        if let Some(key) = &event.submission.idempotency_key {
+            indexes.push(index);
+            wanted.push(Reservation {
+                application_id: event.submission.application.uuid(),
+                key: key.as_str(),
+                fingerprint: event.submission.fingerprint(),
+                result_id: event.event_id.uuid(),
+            });
         }
-        Some(row) => Stored::KeyReused {
-            fingerprint: row.fingerprint.as_slice().try_into().unwrap_or([0; 32]),
-            event_id: EventId::from_uuid(row.event_id),
-        },
-        // Reserved or found in this very transaction, so it cannot be missing.
-        None => unreachable!("an idempotency key vanished within its transaction"),
     }
+    for (index, standing) in indexes.into_iter().zip(reserve(connection, &wanted).await?) {
+        stored[index] = match standing {
+            Standing::New => Stored::New,
+            Standing::Repeat(id) => Stored::Repeat(EventId::from_uuid(id)),
+            Standing::Reused { fingerprint, result_id } => {
+                Stored::KeyReused { fingerprint, event_id: EventId::from_uuid(result_id) }
+            }
+        };
+    }
+    Ok(stored)
 }
 
 /// Inserts events, payloads and deliveries in one statement; `false` if an application is not at

@@ -4,11 +4,13 @@
 //! across an HTTP exchange, and none depends on the state of a session, so a pooler in transaction
 //! mode may stand between. The one exception is said in [`partitions`].
 
+pub mod api_keys;
 pub mod applications;
 mod claim;
 pub mod dispatchers;
 pub mod events;
 pub mod history;
+pub mod idempotency;
 pub mod notify;
 pub mod partitions;
 mod pool;

@@ -14,8 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("delivery", &["domain", "delivery"]),
     ("ingest", &["domain", "store", "ingest", "clock", "telemetry"]),
     ("worker", &["domain", "store", "delivery", "ingest", "worker", "clock", "telemetry"]),
-    ("http", &["domain", "store", "ingest", "http", "telemetry"]),
     ("sealing", &["domain", "store", "sealing"]),
+    ("http", &["domain", "store", "ingest", "http", "clock", "telemetry"]),
     ("embedded_postgres", &["embedded_postgres"]),
 ];
 /// What the pure core must not know.

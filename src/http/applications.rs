@@ -1,0 +1,188 @@
+//! `/applications`: the tenants.
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{StatusCode, Uri},
+};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{
+    ApiError, ApiState, body,
+    caller::Caller,
+    events::Page,
+    extract::{self, ApplicationPath, Cursor, IdempotencyHeader, Parameters},
+    json::{Members, pointer_to},
+    problem::{Place, Problem},
+    submission,
+};
+use crate::{
+    domain::{ApplicationId, Permission, Uid, ids::DEFAULT_APPLICATION},
+    store::{
+        StoreError,
+        applications::{ApplicationChange, ApplicationName, ApplicationRow, NewApplication},
+        idempotency::Standing,
+    },
+};
+
+/// How many bytes the name of an application, or of a key, may have.
+const NAME_BYTES_MAX: usize = 255;
+/// The fields of an application, as callers send it.
+const FIELDS: &[&str; 2] = &["uid", "name"];
+
+/// An application as it is shown.
+#[derive(Serialize)]
+pub struct ApplicationBody {
+    id: ApplicationId,
+    uid: String,
+    name: String,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl From<ApplicationRow> for ApplicationBody {
+    fn from(row: ApplicationRow) -> Self {
+        let id = row.id();
+        let ApplicationRow { uid, name, created_at, updated_at, .. } = row;
+        Self { id, uid, name, created_at, updated_at }
+    }
+}
+
+/// Makes an application.
+pub async fn create(
+    State(state): State<ApiState>,
+    caller: Caller,
+    key: Option<IdempotencyHeader>,
+    request: Request,
+) -> Result<(StatusCode, Json<ApplicationBody>), Problem> {
+    caller.must(Permission::Administer)?;
+    let body = body::read_json(request, state.body_limit, None).await?;
+    let given = Members::of(body::text(&body)?, FIELDS)?;
+    let id = ApplicationId::new(state.clock.unix_ms(), rand::random());
+    let uid = uid(&given)?.map_or_else(|| id.to_string(), |uid| uid.as_str().to_owned());
+    let name = name(&given)?.unwrap_or_else(|| uid.clone());
+    let key = key.map(|key| submission::header_key(&key.0)).transpose()?;
+    let once = key
+        .as_ref()
+        .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
+    let new = NewApplication { id, uid: &uid, name: &name };
+    let standing = state.store.create_application(&new, once).await.map_err(taken)?;
+    let id = match standing {
+        Standing::New => id,
+        Standing::Repeat(id) => ApplicationId::from_uuid(id),
+        Standing::Reused { .. } => return Err(ApiError::KeyReused.into()),
+    };
+    let row = state.store.application(&ApplicationName::Id(id)).await?;
+    let row = row.ok_or(ApiError::ApplicationNotFound(None))?;
+    Ok((StatusCode::CREATED, Json(row.into())))
+}
+
+/// Lists the applications that the caller may see, newest first.
+pub async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    uri: Uri,
+) -> Result<Json<Page<ApplicationBody>>, Problem> {
+    caller.must(Permission::Read)?;
+    let given = Parameters::of(&uri, &["limit", "cursor"])?;
+    let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
+    let older_than = given.read("cursor", |text| Cursor::Applications.read(text))?;
+    let rows = if let Some(own) = caller.0.application {
+        let own = state.store.application(&ApplicationName::Id(own)).await?;
+        own.into_iter().filter(|_| older_than.is_none()).collect()
+    } else {
+        let older_than = older_than.map(ApplicationId::from_uuid);
+        state.store.applications(older_than, extract::rows_of(limit)).await?
+    };
+    let (rows, next_cursor) = Cursor::Applications.page(rows, limit, |row| row.id().uuid());
+    Ok(Json(Page { data: rows.into_iter().map(Into::into).collect(), next_cursor }))
+}
+
+/// Shows an application.
+pub async fn show(
+    State(state): State<ApiState>,
+    caller: Caller,
+    ApplicationPath(named): ApplicationPath,
+) -> Result<Json<ApplicationBody>, Problem> {
+    let id = caller.application(&state, Some(&named)).await?;
+    caller.must(Permission::Read)?;
+    let row = state.store.application(&ApplicationName::Id(id)).await?;
+    Ok(Json(row.ok_or(ApiError::ApplicationNotFound(None))?.into()))
+}
+
+/// Changes an application. Its uid is the instance's to change.
+pub async fn change(
+    State(state): State<ApiState>,
+    caller: Caller,
+    ApplicationPath(named): ApplicationPath,
+    request: Request,
+) -> Result<Json<ApplicationBody>, Problem> {
+    let id = caller.application(&state, Some(&named)).await?;
+    caller.must(Permission::Manage)?;
+    let body = body::read_json(request, state.body_limit, None).await?;
+    let given = Members::of(body::text(&body)?, FIELDS)?;
+    let (uid, name) = (uid(&given)?, name(&given)?);
+    if uid.is_some() {
+        caller.must(Permission::Administer)?;
+        if id == DEFAULT_APPLICATION {
+            return Err(ApiError::Conflict("the uid of `default` cannot be changed").into());
+        }
+    }
+    let change = ApplicationChange { uid: uid.as_ref().map(Uid::as_str), name: name.as_deref() };
+    let row = state.store.change_application(id, &change).await.map_err(taken)?;
+    state.known.forget();
+    Ok(Json(row.ok_or(ApiError::ApplicationNotFound(None))?.into()))
+}
+
+/// Deletes an application: its keys let nobody in any more, and what waits is cancelled.
+pub async fn delete(
+    State(state): State<ApiState>,
+    caller: Caller,
+    ApplicationPath(named): ApplicationPath,
+) -> Result<StatusCode, Problem> {
+    let id = caller.application(&state, Some(&named)).await?;
+    caller.must(Permission::Administer)?;
+    if id == DEFAULT_APPLICATION {
+        return Err(ApiError::Conflict("the application `default` cannot be deleted").into());
+    }
+    let is_deleted = state.store.delete_application(id).await?;
+    state.known.forget();
+    if is_deleted {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::ApplicationNotFound(None).into())
+    }
+}
+
+fn uid<const N: usize>(given: &Members<'_, N>) -> Result<Option<Uid>, Problem> {
+    let text = given.string("uid")?;
+    text.map(|text| Uid::parse(&text)).transpose().map_err(|error| {
+        ApiError::Invalid(format!("`uid` {error}")).at(Place::Pointer(pointer_to("uid")))
+    })
+}
+
+/// The `name` of an application, or of a key.
+pub fn name<const N: usize>(given: &Members<'_, N>) -> Result<Option<String>, Problem> {
+    let name = given.string("name")?;
+    let is_sound = |name: &String| {
+        (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control)
+    };
+    match name {
+        Some(name) if !is_sound(&name) => Err(ApiError::Invalid(format!(
+            "`name` must be 1 to {NAME_BYTES_MAX} bytes without control characters"
+        ))
+        .at(Place::Pointer(pointer_to("name")))),
+        name => Ok(name),
+    }
+}
+
+fn taken(error: StoreError) -> Problem {
+    match error {
+        StoreError::Constraint { name } if name == "application_uid_key" => {
+            ApiError::Conflict("`uid` is the name of another application")
+                .at(Place::Pointer(pointer_to("uid")))
+        }
+        other => other.into(),
+    }
+}

@@ -1,0 +1,193 @@
+//! API keys: who may call, known by the hash of what they send.
+
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError, bounded,
+    idempotency::{Reservation, Standing, reserve},
+};
+use crate::domain::{ApiKeyHash, ApiKeyId, ApplicationId, Principal, Role};
+
+/// A key as it is shown: all but the key.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct ApiKeyRow {
+    key_id: Uuid,
+    application_id: Option<Uuid>,
+    /// What people call it.
+    pub name: String,
+    role: String,
+    /// Its first characters.
+    pub hint: String,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it stops to let anybody in.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When it last let somebody in, to the minute.
+    pub last_used_at: Option<DateTime<Utc>>,
+    /// When it was revoked.
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+impl ApiKeyRow {
+    /// Its id.
+    pub fn id(&self) -> ApiKeyId {
+        ApiKeyId::from_uuid(self.key_id)
+    }
+
+    /// What it lets its holder do. A constraint keeps unknown roles out.
+    pub fn role(&self) -> Role {
+        Role::from_name(&self.role).unwrap_or(Role::Viewer)
+    }
+
+    /// Whom it makes of its holder.
+    fn principal(&self) -> Principal {
+        Principal {
+            role: self.role(),
+            application: self.application_id.map(ApplicationId::from_uuid),
+            key: Some(self.id()),
+        }
+    }
+}
+
+/// A key to be made.
+#[derive(Debug)]
+pub struct NewApiKey<'a> {
+    /// Its id, made by the caller.
+    pub id: ApiKeyId,
+    /// The application that it opens; `None` for one of the instance.
+    pub application: Option<ApplicationId>,
+    /// What people call it.
+    pub name: &'a str,
+    /// What it lets its holder do; `admin` exactly without an application.
+    pub role: Role,
+    /// Its first characters.
+    pub hint: &'a str,
+    /// What it is known by.
+    pub hash: ApiKeyHash,
+    /// When it stops to let anybody in.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+const COLUMNS: &str = "key_id, application_id, name, role, hint, created_at, expires_at, \
+                       last_used_at, revoked_at";
+
+impl Store {
+    /// Makes a key, unless `once` was answered before: then only its standing is told.
+    pub async fn create_api_key(
+        &self,
+        new: &NewApiKey<'_>,
+        once: Option<Reservation<'_>>,
+    ) -> Result<Standing, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let mut transaction = connection.begin().await?;
+            if let Some(once) = once {
+                let standing = reserve(&mut transaction, &[once]).await?[0];
+                if standing != Standing::New {
+                    return Ok(standing);
+                }
+            }
+            sqlx::query(
+                "insert into api_key (key_id, application_id, name, role, hint, hash, expires_at)
+                 values ($1, $2, $3, $4, $5, $6, $7)",
+            )
+            .bind(new.id.uuid())
+            .bind(new.application.map(ApplicationId::uuid))
+            .bind(new.name)
+            .bind(new.role.as_str())
+            .bind(new.hint)
+            .bind(new.hash.bytes().as_slice())
+            .bind(new.expires_at)
+            .execute(&mut *transaction)
+            .await?;
+            transaction.commit().await?;
+            Ok(Standing::New)
+        })
+        .await
+    }
+
+    /// Whom a key lets in: nobody, if there is no such key, or it is expired or revoked. Notes the
+    /// use, once a minute at most.
+    pub async fn principal_of(&self, hash: ApiKeyHash) -> Result<Option<Principal>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("with known as (select ");
+            query.push(COLUMNS).push(" from api_key where hash = ");
+            query.push_bind(hash.bytes().as_slice());
+            query.push(
+                " and revoked_at is null and (expires_at is null or expires_at > now())),
+                 used as (
+                     update api_key set last_used_at = now() from known
+                     where api_key.key_id = known.key_id
+                       and (known.last_used_at is null
+                            or known.last_used_at < now() - interval '1 minute')
+                 )
+                 select * from known",
+            );
+            let row: Option<ApiKeyRow> = query.build_query_as().fetch_optional(&self.pool).await?;
+            Ok(row.map(|row| row.principal()))
+        })
+        .await
+    }
+
+    /// Lists the keys of an application, or of the instance, newest first: up to `rows_max` of those
+    /// made before `older_than`. Revoked and expired ones are among them.
+    pub async fn api_keys(
+        &self,
+        application: Option<ApplicationId>,
+        older_than: Option<ApiKeyId>,
+        rows_max: i64,
+    ) -> Result<Vec<ApiKeyRow>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select ");
+            query.push(COLUMNS).push(" from api_key where ");
+            match application {
+                Some(id) => query.push("application_id = ").push_bind(id.uuid()),
+                None => query.push("application_id is null"),
+            };
+            if let Some(older_than) = older_than {
+                query.push(" and key_id < ").push_bind(older_than.uuid());
+            }
+            query.push(" order by key_id desc limit ").push_bind(rows_max);
+            Ok(query.build_query_as().fetch_all(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// One key of an application, or of the instance.
+    pub async fn api_key(
+        &self,
+        application: Option<ApplicationId>,
+        id: ApiKeyId,
+    ) -> Result<Option<ApiKeyRow>, StoreError> {
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select ");
+            query.push(COLUMNS).push(" from api_key where key_id = ").push_bind(id.uuid());
+            query.push(" and application_id is not distinct from ");
+            query.push_bind(application.map(ApplicationId::uuid));
+            Ok(query.build_query_as().fetch_optional(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// Revokes a key; `false` if there is no such key. To revoke it again changes nothing.
+    pub async fn revoke_api_key(
+        &self,
+        application: Option<ApplicationId>,
+        id: ApiKeyId,
+    ) -> Result<bool, StoreError> {
+        bounded(async {
+            let revoked = sqlx::query(
+                "update api_key set revoked_at = coalesce(revoked_at, now())
+                 where key_id = $1 and application_id is not distinct from $2",
+            )
+            .bind(id.uuid())
+            .bind(application.map(ApplicationId::uuid))
+            .execute(&self.pool)
+            .await?;
+            Ok(revoked.rows_affected() > 0)
+        })
+        .await
+    }
+}

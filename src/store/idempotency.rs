@@ -1,0 +1,128 @@
+//! Idempotency keys: what a request that is sent again is answered with.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Store, StoreError, bounded};
+
+/// How many hours the answer to an idempotency key is kept.
+pub const IDEMPOTENCY_HOURS: u32 = 24;
+
+/// A key that a request carries, and what the key will stand for if it is new.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    /// The application that the key is unique in.
+    pub application_id: Uuid,
+    /// The key.
+    pub key: &'a str,
+    /// What makes two requests the same.
+    pub fingerprint: [u8; 32],
+    /// The id of what is to be made.
+    pub result_id: Uuid,
+}
+
+/// How a request with a key stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The key is new: go on, in the same transaction.
+    New,
+    /// The same request was answered before, with this id.
+    Repeat(Uuid),
+    /// The key was used for another request.
+    Reused {
+        /// The other request's fingerprint.
+        fingerprint: [u8; 32],
+        /// What was made of it.
+        result_id: Uuid,
+    },
+}
+
+/// The answer that a key stands for.
+#[derive(sqlx::FromRow)]
+struct KeyRow {
+    application_id: Uuid,
+    key: String,
+    fingerprint: Vec<u8>,
+    event_id: Uuid,
+}
+
+/// Takes keys, in sorted order so that two transactions cannot wait for each other, and tells how
+/// each stands, in the order given. No key may be there twice. The keys are kept if the caller's
+/// transaction commits.
+pub(super) async fn reserve(
+    connection: &mut PgConnection,
+    wanted: &[Reservation<'_>],
+) -> Result<Vec<Standing>, StoreError> {
+    let mut sorted: Vec<_> = wanted.iter().collect();
+    sorted.sort_unstable_by_key(|one| (one.application_id, one.key));
+    let applications: Vec<Uuid> = sorted.iter().map(|one| one.application_id).collect();
+    let keys: Vec<&str> = sorted.iter().map(|one| one.key).collect();
+    let fingerprints: Vec<&[u8]> = sorted.iter().map(|one| one.fingerprint.as_slice()).collect();
+    let ids: Vec<Uuid> = sorted.iter().map(|one| one.result_id).collect();
+    sqlx::query(
+        "insert into idempotency_key as known (application_id, key, fingerprint, event_id)
+         select * from unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
+         on conflict (application_id, key) do update
+         set fingerprint = excluded.fingerprint, event_id = excluded.event_id, created_at = now()
+         where known.created_at < now() - make_interval(hours => $5)",
+    )
+    .bind(&applications)
+    .bind(&keys)
+    .bind(&fingerprints)
+    .bind(&ids)
+    .bind(IDEMPOTENCY_HOURS.cast_signed())
+    .execute(&mut *connection)
+    .await?;
+    let rows: Vec<KeyRow> = sqlx::query_as(
+        "select known.* from unnest($1::uuid[], $2::text[]) as given(application_id, key)
+         cross join lateral (
+             select application_id, key, fingerprint, event_id from idempotency_key k
+             where k.application_id = given.application_id and k.key = given.key
+             offset 0
+         ) as known",
+    )
+    .bind(&applications)
+    .bind(&keys)
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(wanted.iter().map(|one| standing(one, &rows)).collect())
+}
+
+/// What the stored keys say about one request.
+fn standing(wanted: &Reservation<'_>, rows: &[KeyRow]) -> Standing {
+    let row = rows
+        .iter()
+        .find(|row| row.application_id == wanted.application_id && row.key == wanted.key);
+    match row {
+        Some(row) if row.event_id == wanted.result_id => Standing::New,
+        Some(row) if row.fingerprint == wanted.fingerprint => Standing::Repeat(row.event_id),
+        Some(row) => Standing::Reused {
+            fingerprint: row.fingerprint.as_slice().try_into().unwrap_or([0; 32]),
+            result_id: row.event_id,
+        },
+        // Reserved or found in this very transaction, so it cannot be missing.
+        None => unreachable!("an idempotency key vanished within its transaction"),
+    }
+}
+
+impl Store {
+    /// Deletes up to `rows_max` idempotency keys that are past their time; tells how many.
+    pub async fn forget_idempotency_keys(&self, rows_max: i64) -> Result<u64, StoreError> {
+        bounded(async {
+            let deleted = sqlx::query(
+                "delete from idempotency_key where (application_id, key) in (
+                     select application_id, key from idempotency_key
+                     where created_at < now() - make_interval(hours => $1)
+                     order by created_at limit $2
+                     for update skip locked
+                 )",
+            )
+            .bind(IDEMPOTENCY_HOURS.cast_signed())
+            .bind(rows_max)
+            .execute(&self.pool)
+            .await?;
+            Ok(deleted.rows_affected())
+        })
+        .await
+    }
+}
