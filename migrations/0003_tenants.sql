@@ -3,14 +3,12 @@
 alter table application
     add column updated_at timestamptz not null default now(),
     -- A deleted application accepts nothing and is shown to nobody. Its row stays, since the history
-    -- names it; what it had waiting is cancelled in portions.
+    -- names it; what it had waiting is cancelled when it is due.
     add column deleted_at timestamptz,
     drop constraint application_uid_key;
 
 -- The uid of a deleted application may be taken again.
 create unique index application_uid_key on application (uid) where deleted_at is null;
--- Deleted applications whose deliveries may still wait; as good as empty at any time.
-create index application_deleted_idx on application (deleted_at) where deleted_at is not null;
 
 create table api_key (
     key_id         uuid        not null constraint api_key_pkey primary key,

@@ -22,8 +22,8 @@ use crate::{
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{self, ApiState, BatchRoom, Known, Limit, Targets},
-    ingest::{Batcher, Handover},
+    http::{self, ApiState, BatchRoom, Known, Limit, SubscriptionBounds, Targets},
+    ingest::{Batcher, Handover, Routes},
     sealing,
     store::{Store, StoreError},
     telemetry,
@@ -56,6 +56,7 @@ pub struct App {
     sealing_keys: SealingKeys,
     clock: Clock,
     handover: Arc<Handover>,
+    routes: Arc<Routes>,
     /// Cancelled when a part has ended that must not.
     failed: CancellationToken,
     worker: Option<(Worker, SendingRuntime)>,
@@ -115,11 +116,13 @@ impl App {
             held_max: HELD_MAX.max(config.in_flight_max),
             held_bytes_max: HELD_BYTES_MAX,
         }));
+        let routes = Arc::new(Routes::new(sealing_keys.clone()));
         let failed = CancellationToken::new();
         let worker = match config.role {
             Role::Api => None,
             Role::All | Role::Worker => {
-                Some(start_worker(&config, options, &clock, &handover, &failed).await?)
+                let desk = (handover.clone(), routes.clone());
+                Some(start_worker(&config, options, &clock, desk, &failed).await?)
             }
         };
         Ok(Self {
@@ -130,6 +133,7 @@ impl App {
             sealing_keys,
             clock,
             handover,
+            routes,
             failed,
             worker,
             embedded: None,
@@ -160,15 +164,17 @@ impl App {
             listener,
             store,
             ingest_store,
-            sealing_keys: _,
+            sealing_keys,
             clock,
             handover,
+            routes,
             failed,
             worker,
             embedded,
         } = self;
         let tasks = TaskTracker::new();
-        let (ingest, batcher) = Batcher::new(ingest_store.clone(), clock.clone(), handover.clone());
+        let (ingest, batcher) =
+            Batcher::new(ingest_store.clone(), clock.clone(), handover.clone(), routes);
         let batching = tasks.spawn(watched("batcher", batcher.run(), &stop, &failed));
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
@@ -193,6 +199,12 @@ impl App {
             handover,
             access: config.access.clone(),
             known: Known::default(),
+            sealing: sealing_keys,
+            subscription_bounds: SubscriptionBounds {
+                addresses: config.addresses.clone(),
+                http_timeout: config.http_timeout,
+                delivery_age_max: config.delivery_age_max,
+            },
             clock: clock.clone(),
             targets: Targets {
                 default: config.target_url.clone(),
@@ -261,7 +273,7 @@ async fn start_worker(
     config: &Config,
     options: PgConnectOptions,
     clock: &Clock,
-    handover: &Arc<Handover>,
+    desk: (Arc<Handover>, Arc<Routes>),
     failed: &CancellationToken,
 ) -> anyhow::Result<(Worker, SendingRuntime)> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -284,7 +296,7 @@ async fn start_worker(
         retry_after_max: config.retry_after_max,
         idle_per_host_max: config.lane_in_flight_max,
     };
-    let (clock, handover, keys) = (clock.clone(), handover.clone(), config.signing_keys.clone());
+    let (clock, keys) = (clock.clone(), config.signing_keys.clone());
     let failed = failed.clone();
     // Connections belong to the runtime that opened them, so the store is made there too.
     let started = runtime
@@ -295,8 +307,7 @@ async fn start_worker(
                 recorder: Store::connect_lazy(options.clone(), 1),
                 others: Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
             };
-            let started =
-                Worker::start(stores, clock, handover, client, keys, settings, &failed).await;
+            let started = Worker::start(stores, clock, desk, client, keys, settings, &failed).await;
             anyhow::Ok(started?)
         })
         .await?;

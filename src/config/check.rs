@@ -352,7 +352,9 @@ impl Settings {
         )
         .map_err(|error| match error {
             RetryPolicyError::Attempts => bad("MAX_ATTEMPTS", error),
-            RetryPolicyError::Base => bad("BACKOFF_BASE_SECONDS", error),
+            RetryPolicyError::Base | RetryPolicyError::Delay | RetryPolicyError::Delays => {
+                bad("BACKOFF_BASE_SECONDS", error)
+            }
         })
     }
 

@@ -138,9 +138,9 @@ impl Client {
         seen: &mut Option<Seen>,
     ) -> Result<Option<Duration>, ConnectionError> {
         let Shared { pool, settings, .. } = &*self.0;
-        let Outgoing { url, headers, body } = outgoing;
+        let Outgoing { method, url, headers, body } = outgoing;
         let (mut connection, mut answer) =
-            self.send_somehow(&url, request(&url, headers, body)?).await?;
+            self.send_somehow(&url, request(method, &url, headers, body)?).await?;
         let retry_after = retry_after(answer.headers(), std::time::SystemTime::now());
         let seen = seen.insert(Seen {
             status: answer.status().as_u16(),
@@ -189,8 +189,9 @@ fn origin(url: &Url) -> &str {
     &url[..Position::BeforePath]
 }
 
-/// A POST in the form that goes over a connection: the origin is told by `Host`.
+/// A request in the form that goes over a connection: the origin is told by `Host`.
 fn request(
+    method: Method,
     url: &Url,
     mut headers: HeaderMap,
     body: Bytes,
@@ -200,7 +201,7 @@ fn request(
     let path: PathAndQuery =
         url[Position::BeforePath..].parse().map_err(ConnectionError::internal)?;
     let mut request = Request::new(Full::new(body));
-    *request.method_mut() = Method::POST;
+    *request.method_mut() = method;
     *request.uri_mut() = Uri::from(path);
     *request.headers_mut() = headers;
     Ok(request)

@@ -7,11 +7,16 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use url::Url;
 
-use crate::domain::{DeliveryId, EventId, TargetUrl, signature::SigningKeys};
+use crate::domain::{
+    DeliveryId, EventId, TargetUrl,
+    signature::SigningKeys,
+    subscription::{CustomHeaders, Method, SignatureHeaders},
+};
 
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const X_SIGNATURE: HeaderName = HeaderName::from_static("x-webhook-signature");
+const X_BODY_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 const X_TIMESTAMP: HeaderName = HeaderName::from_static("x-webhook-timestamp");
 const X_DELIVERY_ID: HeaderName = HeaderName::from_static("x-webhook-delivery-id");
 const X_ATTEMPT: HeaderName = HeaderName::from_static("x-webhook-attempt");
@@ -37,15 +42,34 @@ pub struct Attempt<'a> {
     pub at: DateTime<Utc>,
     /// The span of this attempt, for `traceparent`.
     pub span_id: u64,
+    /// Its method.
+    pub method: Method,
     /// Where it goes.
     pub target: &'a TargetUrl,
+    /// Headers beside ours.
+    pub headers: &'a CustomHeaders,
+    /// What signs it.
+    pub signature: Signature<'a>,
     /// The bytes to sign and to send.
     pub body: &'a Bytes,
+}
+
+/// What signs an attempt.
+#[derive(Debug, Clone, Copy)]
+pub enum Signature<'a> {
+    /// Nothing, as the subscription asks.
+    None,
+    /// These keys, in these headers.
+    By(&'a SigningKeys, SignatureHeaders),
+    /// Keys that do not open: nothing is sent without the signature that is expected.
+    Unreadable,
 }
 
 /// A request, ready to go.
 #[derive(Debug)]
 pub struct Outgoing {
+    /// Its method.
+    pub method: hyper::Method,
     /// Where it goes.
     pub url: Url,
     /// Its headers, but for those that HTTP itself adds.
@@ -54,16 +78,20 @@ pub struct Outgoing {
     pub body: Bytes,
 }
 
-/// A header of ours could not be made of a value.
+/// Why an attempt cannot be sent.
 #[derive(Debug, thiserror::Error)]
-#[error("the header {name} cannot carry its value")]
-pub struct HeaderRefused {
-    name: HeaderName,
+pub enum RequestRefused {
+    /// A header of ours could not be made of a value.
+    #[error("the header {0} cannot carry its value")]
+    Header(HeaderName),
+    /// See [`Signature::Unreadable`].
+    #[error("the signing key is sealed with a key that ENCRYPTION_KEY does not name")]
+    Key,
 }
 
 impl Outgoing {
     /// Signs an attempt and lays out its headers.
-    pub fn signed(attempt: &Attempt<'_>, keys: &SigningKeys) -> Result<Self, HeaderRefused> {
+    pub fn of(attempt: &Attempt<'_>) -> Result<Self, RequestRefused> {
         let mut headers = HeaderMap::with_capacity(16);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
@@ -72,24 +100,44 @@ impl Outgoing {
         let time = attempt.at.to_rfc3339_opts(SecondsFormat::Millis, true);
         let event_id = values.put(format_args!("{}", attempt.event_id));
         let id = event_id.to_str().unwrap_or_default();
-        let signatures = keys.standard_signatures(id, unix_seconds, attempt.body);
-        headers.insert(WEBHOOK_SIGNATURE, values.put(format_args!("{signatures}")));
+        match attempt.signature {
+            Signature::None => {}
+            Signature::By(keys, names) => {
+                if names != SignatureHeaders::XSignature {
+                    let signatures = keys.standard_signatures(id, unix_seconds, attempt.body);
+                    headers.insert(WEBHOOK_SIGNATURE, values.put(format_args!("{signatures}")));
+                    let signature = keys.newest().hex_signature(&time, attempt.body);
+                    headers.insert(X_SIGNATURE, values.put(format_args!("{signature}")));
+                }
+                if names != SignatureHeaders::Standard {
+                    let signature = keys.newest().hex_body_signature(attempt.body);
+                    headers.insert(X_BODY_SIGNATURE, values.put(format_args!("{signature}")));
+                }
+            }
+            Signature::Unreadable => return Err(RequestRefused::Key),
+        }
         headers.insert(WEBHOOK_TIMESTAMP, values.put(format_args!("{unix_seconds}")));
-        let signature = keys.newest().hex_signature(&time, attempt.body);
-        headers.insert(X_SIGNATURE, values.put(format_args!("{signature}")));
         headers.insert(X_TIMESTAMP, values.put(format_args!("{time}")));
         headers.insert(X_DELIVERY_ID, values.put(format_args!("{}", attempt.delivery_id)));
         headers.insert(X_ATTEMPT, values.put(format_args!("{}", attempt.number)));
         headers.insert(TRACEPARENT, values.traceparent(attempt.event_id, attempt.span_id));
         if let Some(event_type) = attempt.event_type {
-            let refused = |_| HeaderRefused { name: X_EVENT_TYPE };
+            let refused = |_| RequestRefused::Header(X_EVENT_TYPE);
             let event_type = HeaderValue::from_str(event_type).map_err(refused)?;
             headers.insert(X_EVENT, event_type.clone());
             headers.insert(X_EVENT_TYPE, event_type);
         }
         headers.insert(X_EVENT_ID, event_id.clone());
         headers.insert(WEBHOOK_ID, event_id);
-        Ok(Self { url: attempt.target.url().clone(), headers, body: attempt.body.clone() })
+        for (name, value) in attempt.headers.iter() {
+            headers.insert(name, value.clone());
+        }
+        let method = match attempt.method {
+            Method::Post => hyper::Method::POST,
+            Method::Put => hyper::Method::PUT,
+            Method::Patch => hyper::Method::PATCH,
+        };
+        Ok(Self { method, url: attempt.target.url().clone(), headers, body: attempt.body.clone() })
     }
 }
 
@@ -119,13 +167,18 @@ impl Values {
     }
 }
 
-/// Header lines as they are kept. Values beyond ASCII are read as Latin-1, which cannot fail.
+/// What is kept of a value that may be a credential.
+const REDACTED: &str = "[redacted]";
+
+/// Header lines as they are kept: without what a subscription's own headers say, which may be
+/// credentials. Values beyond ASCII are read as Latin-1, which cannot fail.
 pub fn header_lines(headers: &HeaderMap) -> String {
     let mut lines = String::with_capacity(headers.len() * 48);
     for (name, value) in headers {
         lines.push_str(name.as_str());
         lines.push_str(": ");
         match value.to_str() {
+            _ if value.is_sensitive() => lines.push_str(REDACTED),
             Ok(text) => lines.push_str(text),
             Err(_) => lines.extend(value.as_bytes().iter().copied().map(char::from)),
         }
@@ -144,6 +197,7 @@ mod tests {
     fn the_headers_of_the_contract_are_all_there() {
         let event_id: EventId = "evt_0192d4e012347abc8def0123456789ab".parse().unwrap();
         let target = TargetUrl::parse("https://example.com/hook").unwrap();
+        let keys = SigningKeys::single(SigningKey::from_secret("secret").unwrap());
         let attempt = Attempt {
             event_id,
             event_type: Some("invoice.paid"),
@@ -151,11 +205,13 @@ mod tests {
             number: 3,
             at: DateTime::from_timestamp_millis(1_795_219_200_123).unwrap(),
             span_id: 255,
+            method: Method::Post,
+            headers: &CustomHeaders::default(),
+            signature: Signature::By(&keys, SignatureHeaders::Standard),
             target: &target,
             body: &Bytes::from_static(b"{}"),
         };
-        let key = SigningKey::from_secret("secret").unwrap();
-        let outgoing = Outgoing::signed(&attempt, &SigningKeys::single(key)).unwrap();
+        let outgoing = Outgoing::of(&attempt).unwrap();
         let mut lines: Vec<_> =
             header_lines(&outgoing.headers).lines().map(str::to_owned).collect();
         lines.sort_unstable();
@@ -181,6 +237,44 @@ mod tests {
     }
 
     #[test]
+    fn a_subscription_chooses_its_headers_and_their_values_are_not_kept() {
+        let event_id = EventId::new(1, [1; 10]);
+        let keys = SigningKeys::single(SigningKey::from_secret("secret").unwrap());
+        let own = CustomHeaders::new([("Authorization", "Bearer hush"), ("user-agent", "mine")]);
+        let own = own.unwrap();
+        let names = |signature| {
+            let attempt = Attempt {
+                event_id,
+                event_type: None,
+                delivery_id: DeliveryId::of_event(event_id, 0),
+                number: 1,
+                at: DateTime::UNIX_EPOCH,
+                span_id: 1,
+                method: Method::Patch,
+                headers: &own,
+                signature,
+                target: &TargetUrl::parse("http://a/").unwrap(),
+                body: &Bytes::from_static(b"{}"),
+            };
+            Outgoing::of(&attempt).map(|outgoing| {
+                assert_eq!(outgoing.method, hyper::Method::PATCH);
+                let lines = header_lines(&outgoing.headers);
+                assert!(lines.contains("authorization: [redacted]"), "{lines}");
+                assert!(lines.contains("user-agent: [redacted]"), "{lines}");
+                assert!(!lines.contains("hush"), "{lines}");
+                let has = |name: &str| lines.lines().any(|line| line.starts_with(name));
+                (has("webhook-signature: v1,"), has("x-webhook-signature: "), has("x-signature: "))
+            })
+        };
+        let by = |headers| names(Signature::By(&keys, headers)).unwrap();
+        assert_eq!(by(SignatureHeaders::Standard), (true, true, false));
+        assert_eq!(by(SignatureHeaders::XSignature), (false, false, true));
+        assert_eq!(by(SignatureHeaders::Both), (true, true, true));
+        assert_eq!(names(Signature::None).unwrap(), (false, false, false));
+        assert!(names(Signature::Unreadable).is_err(), "nothing goes out unsigned by mistake");
+    }
+
+    #[test]
     fn untyped_events_have_no_type_headers() {
         let event_id = EventId::new(1, [1; 10]);
         let attempt = Attempt {
@@ -190,11 +284,13 @@ mod tests {
             number: 1,
             at: DateTime::UNIX_EPOCH,
             span_id: 0,
+            method: Method::Put,
+            headers: &CustomHeaders::default(),
+            signature: Signature::None,
             target: &TargetUrl::parse("http://a/").unwrap(),
             body: &Bytes::new(),
         };
-        let key = SigningKey::from_secret("secret").unwrap();
-        let headers = Outgoing::signed(&attempt, &SigningKeys::single(key)).unwrap().headers;
+        let headers = Outgoing::of(&attempt).unwrap().headers;
         assert!(!headers.contains_key("x-webhook-event"));
         assert!(headers["traceparent"].to_str().unwrap().ends_with("-0000000000000001-00"));
     }

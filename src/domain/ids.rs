@@ -124,6 +124,11 @@ id!(
     "key_"
 );
 id!(
+    /// A secret that signs.
+    SigningKeyId,
+    "sgk_"
+);
+id!(
     /// What shares one queue order and one set of limits: a subscription, or the origin of an
     /// explicit target within its application.
     LaneId,
@@ -185,6 +190,25 @@ impl ApplicationId {
 }
 
 impl ApiKeyId {
+    /// The id of a key made at `unix_ms` (milliseconds, the database's clock).
+    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+        Self(v7(unix_ms, random))
+    }
+}
+
+impl SubscriptionId {
+    /// The id of a subscription made at `unix_ms` (milliseconds, the database's clock).
+    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+        Self(v7(unix_ms, random))
+    }
+
+    /// The lane of a subscription: its own.
+    pub fn lane(self) -> LaneId {
+        LaneId(self.0)
+    }
+}
+
+impl SigningKeyId {
     /// The id of a key made at `unix_ms` (milliseconds, the database's clock).
     pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
         Self(v7(unix_ms, random))

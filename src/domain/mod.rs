@@ -15,6 +15,7 @@ pub mod access;
 pub mod address;
 pub mod attempt;
 pub mod delivery;
+pub mod envelope;
 pub mod event;
 pub mod event_types;
 pub mod filter;
@@ -26,6 +27,7 @@ pub mod retry;
 pub mod routing;
 pub mod sealing;
 pub mod signature;
+pub mod subscription;
 pub mod target;
 pub mod uid;
 
@@ -34,9 +36,12 @@ pub use delivery::{DeliveryState, EventStatus};
 pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use filter::{EventDocument, Filter};
-pub use ids::{ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SubscriptionId};
+pub use ids::{
+    ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SigningKeyId, SubscriptionId,
+};
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};
 pub use signature::SigningKey;
+pub use subscription::Subscription;
 pub use target::TargetUrl;
 pub use uid::Uid;

@@ -10,24 +10,39 @@ const JITTER_SHARE: f64 = 0.25;
 /// How many attempts a policy may ask for.
 pub const ATTEMPTS_MAX: u32 = 1_000;
 
+/// How many delays an explicit schedule may name.
+pub const DELAYS_MAX: usize = 100;
+
 /// Why a policy was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RetryPolicyError {
     /// No attempts, or over [`ATTEMPTS_MAX`].
     #[error("the number of attempts must be 1 to {ATTEMPTS_MAX}")]
     Attempts,
+    /// No delays, or over [`DELAYS_MAX`].
+    #[error("there must be 1 to {DELAYS_MAX} delays")]
+    Delays,
+    /// Negative, or beyond all measure.
+    #[error("a delay must be a number of seconds, zero or more")]
+    Delay,
     /// A base of zero, or over the maximum.
     #[error("the first delay must be above zero and at most the longest delay")]
     Base,
 }
 
-/// When a failed delivery is tried again: `base × 2^(n−1)` after the n-th attempt, moved by up to
-/// ±25 %, and then held to the longest delay.
+/// When a failed delivery is tried again.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     attempts_max: u32,
-    base: Duration,
-    delay_max: Duration,
+    delays: Delays,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Delays {
+    /// `base × 2^(n−1)` after the n-th attempt, moved by up to ±25 %, and then held to the longest.
+    Exponential { base: Duration, longest: Duration },
+    /// The n-th after the n-th attempt, to the second: whoever names them means them.
+    Named(Vec<Duration>),
 }
 
 /// What becomes of a delivery after an attempt.
@@ -60,7 +75,16 @@ impl RetryPolicy {
         if base.is_zero() || delay_max < base {
             return Err(RetryPolicyError::Base);
         }
-        Ok(Self { attempts_max, base, delay_max })
+        Ok(Self { attempts_max, delays: Delays::Exponential { base, longest: delay_max } })
+    }
+
+    /// A policy of named delays: one attempt more than there are delays.
+    pub fn schedule(delays: Vec<Duration>) -> Result<Self, RetryPolicyError> {
+        if !(1..=DELAYS_MAX).contains(&delays.len()) {
+            return Err(RetryPolicyError::Delays);
+        }
+        let attempts_max = u32::try_from(delays.len() + 1).map_err(|_| RetryPolicyError::Delays)?;
+        Ok(Self { attempts_max, delays: Delays::Named(delays) })
     }
 
     /// Decides from what happened. `attempt` counts from 1; `jitter` is in `0.0..1.0`.
@@ -81,23 +105,32 @@ impl RetryPolicy {
 
     /// The delay after the `attempt`-th attempt (from 1); `jitter` is in `0.0..1.0`.
     pub fn delay(&self, attempt: u32, jitter: f64) -> Duration {
-        let factor = 1.0 + JITTER_SHARE * (2.0 * jitter - 1.0);
-        self.nominal(attempt).mul_f64(factor).min(self.delay_max)
+        match &self.delays {
+            Delays::Exponential { base, longest } => {
+                let factor = 1.0 + JITTER_SHARE * (2.0 * jitter - 1.0);
+                nominal(attempt, *base, *longest).mul_f64(factor).min(*longest)
+            }
+            Delays::Named(delays) => {
+                let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+                delays.get(index).or(delays.last()).copied().unwrap_or_default()
+            }
+        }
     }
 
     /// The longest time from the first attempt to the last, each attempt taking `attempt_max`.
     pub fn horizon(&self, attempt_max: Duration) -> Duration {
-        let longest = |n| self.nominal(n).mul_f64(1.0 + JITTER_SHARE).min(self.delay_max);
-        (1..self.attempts_max).map(|n| longest(n) + attempt_max).sum::<Duration>() + attempt_max
+        // The jitter that makes it longest.
+        let delays = (1..self.attempts_max).map(|n| self.delay(n, 1.0));
+        delays.fold(attempt_max, |sum, delay| sum.saturating_add(delay).saturating_add(attempt_max))
     }
+}
 
-    fn nominal(&self, attempt: u32) -> Duration {
-        // 2^63 times anything is above any maximum; the cap keeps the arithmetic in range.
-        let doublings = attempt.saturating_sub(1).min(63);
-        let seconds = self.base.as_secs_f64() * 2_f64.powi(doublings.cast_signed());
-        // The margin keeps a jitter of −25 % from being lost below the clamp.
-        Duration::from_secs_f64(seconds.min(self.delay_max.as_secs_f64() * 2.0))
-    }
+fn nominal(attempt: u32, base: Duration, longest: Duration) -> Duration {
+    // 2^63 times anything is above any maximum; the cap keeps the arithmetic in range.
+    let doublings = attempt.saturating_sub(1).min(63);
+    let seconds = base.as_secs_f64() * 2_f64.powi(doublings.cast_signed());
+    // The margin keeps a jitter of −25 % from being lost below the clamp.
+    Duration::from_secs_f64(seconds.min(longest.as_secs_f64() * 2.0))
 }
 
 #[cfg(test)]

@@ -91,6 +91,13 @@ pub enum OpenError {
     DamagedOrMoved,
 }
 
+impl KeyId {
+    /// As it stands in a sealed secret.
+    pub fn bytes(&self) -> &[u8; KEY_ID_BYTES] {
+        &self.0
+    }
+}
+
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

@@ -52,13 +52,12 @@ impl SigningKey {
     /// `X-Webhook-Signature`: lower-case hexadecimal over `timestamp.body`, the timestamp being the
     /// text of `X-Webhook-Timestamp`.
     pub fn hex_signature(&self, timestamp: &str, body: &[u8]) -> String {
-        let digest = self.digest(&[timestamp.as_bytes(), b".", body]);
-        let mut hex = String::with_capacity(64);
-        for byte in digest {
-            hex.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
-            hex.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
-        }
-        hex
+        hex(&self.digest(&[timestamp.as_bytes(), b".", body]))
+    }
+
+    /// `X-Signature`: lower-case hexadecimal over the body alone, for receivers that know no more.
+    pub fn hex_body_signature(&self, body: &[u8]) -> String {
+        hex(&self.digest(&[body]))
     }
 
     fn digest(&self, parts: &[&[u8]]) -> [u8; 32] {
@@ -68,6 +67,15 @@ impl SigningKey {
         }
         mac.finalize().into_bytes().into()
     }
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    let mut hex = String::with_capacity(64);
+    for byte in digest {
+        hex.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
+        hex.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
+    }
+    hex
 }
 
 impl fmt::Debug for SigningKey {
@@ -84,6 +92,21 @@ impl SigningKeys {
     /// One key, no rotation under way.
     pub fn single(key: SigningKey) -> Self {
         Self(vec![key])
+    }
+
+    /// Keys, newest first; `None` if there are none.
+    pub fn newest_first(keys: Vec<SigningKey>) -> Option<Self> {
+        (!keys.is_empty()).then_some(Self(keys))
+    }
+
+    /// The keys but for those that are told to be left out; never the newest.
+    #[must_use]
+    pub fn without(&self, left_out: &[bool]) -> Self {
+        let kept =
+            self.0.iter().enumerate().filter(|(index, _)| {
+                *index == 0 || !left_out.get(*index).copied().unwrap_or_default()
+            });
+        Self(kept.map(|(_, key)| key.clone()).collect())
     }
 
     /// The newest key, which alone signs the headers that can carry one signature only.

@@ -15,7 +15,7 @@ use super::{
     extract::{self, ApplicationPath, Cursor, IdempotencyHeader, Parameters},
     json::{Members, pointer_to},
     problem::{Place, Problem},
-    submission,
+    submission, subscriptions,
 };
 use crate::{
     domain::{ApplicationId, Permission, Uid, ids::DEFAULT_APPLICATION},
@@ -66,7 +66,8 @@ pub async fn create(
     let once = key
         .as_ref()
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
-    let new = NewApplication { id, uid: &uid, name: &name };
+    let signs = subscriptions::signing_key(&state, &subscriptions::new_secret());
+    let new = NewApplication { id, uid: &uid, name: &name, key: &signs };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;
     let id = match standing {
         Standing::New => id,

@@ -111,7 +111,7 @@ pub async fn list(
 }
 
 /// The application that a query is about.
-async fn application<const N: usize>(
+pub async fn application<const N: usize>(
     state: &ApiState,
     caller: Caller,
     given: &Parameters<N>,

@@ -15,8 +15,8 @@ use super::{
     problem::{Place, Problem},
 };
 use crate::{
-    domain::{ApiKeyId, ApplicationId, EventId, IdempotencyKey},
-    store::idempotency::Reservation,
+    domain::{ApiKeyId, ApplicationId, EventId, IdempotencyKey, SubscriptionId, Uid},
+    store::{idempotency::Reservation, subscriptions::SubscriptionName},
 };
 
 /// Items of one page, unless the caller asks otherwise, and at most.
@@ -108,6 +108,24 @@ impl<S: Send + Sync> FromRequestParts<S> for ApiKeyPath {
     }
 }
 
+/// The subscription that a path names, by its id or its uid.
+pub struct SubscriptionPath(pub SubscriptionName);
+
+impl<S: Send + Sync> FromRequestParts<S> for SubscriptionPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        let Path(text) = path.map_err(|_| ApiError::SubscriptionNotFound(None))?;
+        let id = text.parse::<SubscriptionId>();
+        match (id, Uid::parse(&text)) {
+            (Ok(id), _) => Ok(Self(SubscriptionName::Id(id))),
+            (Err(_), Ok(uid)) => Ok(Self(SubscriptionName::Uid(uid))),
+            (Err(error), Err(_)) => Err(ApiError::SubscriptionNotFound(Some(error))),
+        }
+    }
+}
+
 /// `Idempotency-Key`, if the request has one.
 pub struct IdempotencyHeader(pub String);
 
@@ -163,6 +181,8 @@ pub enum Cursor {
     Applications = b'a' as isize,
     /// `GET /applications/{id}/api-keys`.
     ApiKeys = b'k' as isize,
+    /// `GET /subscriptions`.
+    Subscriptions = b's' as isize,
 }
 
 impl Cursor {

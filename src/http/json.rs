@@ -3,9 +3,11 @@
 //! Values stay slices of the body until somebody asks for them, so that a payload is never built, and
 //! nothing here recurses however deep a body nests.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{error::Category, value::RawValue};
 
 use super::{
@@ -71,6 +73,46 @@ impl<'a, const N: usize> Members<'a, N> {
         text.map(Some).map_err(|_| {
             let detail = format!("`{name}` must be Unicode text: an escape in it stands for none");
             invalid(detail, pointer_to(name))
+        })
+    }
+
+    /// A member that is true or false; null is none.
+    pub fn boolean(&self, name: &str) -> Result<Option<bool>, Problem> {
+        self.typed(name, "true or false")
+    }
+
+    /// A member that is a number; null is none.
+    pub fn number(&self, name: &str) -> Result<Option<f64>, Problem> {
+        self.typed(name, "a number")
+    }
+
+    /// A member that is an object of strings; null is none.
+    pub fn text_map(&self, name: &str) -> Result<Option<BTreeMap<String, String>>, Problem> {
+        self.typed(name, "an object of strings")
+    }
+
+    /// A member that is a string, or an array of up to `count_max` of them.
+    pub fn strings(&self, name: &str, count_max: usize) -> Result<Vec<String>, Problem> {
+        if let Some(value) = self.given(name)
+            && value.get().starts_with('"')
+        {
+            return Ok(self.string(name)?.into_iter().collect());
+        }
+        let elements = self.elements(name, count_max)?.into_iter().enumerate();
+        let text = |(index, element): (usize, &RawValue)| {
+            serde_json::from_str(element.get()).map_err(|_| {
+                let detail = format!("`{name}` must hold strings only");
+                invalid(detail, format!("{}/{index}", pointer_to(name)))
+            })
+        };
+        elements.map(text).collect()
+    }
+
+    fn typed<T: DeserializeOwned>(&self, name: &str, what: &str) -> Result<Option<T>, Problem> {
+        let Some(value) = self.given(name) else { return Ok(None) };
+        serde_json::from_str(value.get()).map(Some).map_err(|_| {
+            let found = kind_of(value.get());
+            invalid(format!("`{name}` must be {what}, and not {found}"), pointer_to(name))
         })
     }
 

@@ -14,6 +14,7 @@ mod names;
 mod problem;
 pub mod server;
 mod submission;
+mod subscriptions;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use tower::util::MapRequest;
 use self::caller::Caller;
 use crate::{
     clock::Clock,
+    domain::sealing::SealingKeys,
     ingest::{Handover, Ingest},
     store::Store,
 };
@@ -39,6 +41,7 @@ pub use body::{BatchRoom, Limit};
 pub use caller::Known;
 pub use problem::ApiError;
 pub use submission::Targets;
+pub use subscriptions::Bounds as SubscriptionBounds;
 
 /// The header that names a request in logs and support cases.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -63,6 +66,10 @@ pub struct Api {
     pub known: Known,
     /// For ids.
     pub clock: Clock,
+    /// Seals the secrets that are made here.
+    pub sealing: SealingKeys,
+    /// What the settings of a subscription are checked against.
+    pub subscription_bounds: SubscriptionBounds,
     /// What an event's target may be.
     pub targets: Targets,
     /// How many bytes the body of a request may have, and an event of a batch.
@@ -102,6 +109,18 @@ pub fn router(state: ApiState) -> Routes {
         .route("/events", get(events::list).post(events::create))
         .route("/events/batch", post(batch::create))
         .route("/events/{id}", get(events::show))
+        .route("/subscriptions", get(subscriptions::list).post(subscriptions::create))
+        .route(
+            "/subscriptions/{id}",
+            get(subscriptions::show)
+                .put(subscriptions::replace)
+                .patch(subscriptions::patch)
+                .delete(subscriptions::delete),
+        )
+        .route("/subscriptions/{id}/enable", post(subscriptions::enable))
+        .route("/subscriptions/{id}/disable", post(subscriptions::disable))
+        .route("/subscriptions/{id}/secret", get(subscriptions::secret))
+        .route("/subscriptions/{id}/rotate-secret", post(subscriptions::rotate_secret))
         .route("/applications", get(applications::list).post(applications::create))
         .route(
             "/applications/{id}",

@@ -76,6 +76,9 @@ pub enum ApiError {
     /// No such key, or not this caller's.
     #[error("there is no such key{}", because(.0.as_ref()))]
     KeyNotFound(Option<IdError>),
+    /// No such subscription, or not this caller's.
+    #[error("there is no such subscription{}", because(.0.as_ref()))]
+    SubscriptionNotFound(Option<IdError>),
     /// What there is does not allow it.
     #[error("{0}")]
     Conflict(&'static str),
@@ -157,6 +160,11 @@ impl ApiError {
             Self::KeyNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/key-not-found", "Key not found")
             }
+            Self::SubscriptionNotFound(_) => (
+                StatusCode::NOT_FOUND,
+                "/problems/subscription-not-found",
+                "Subscription not found",
+            ),
             Self::Conflict(_) => (StatusCode::CONFLICT, "/problems/conflict", "Conflict"),
             Self::KeyReused => {
                 (StatusCode::CONFLICT, "/problems/idempotency-key-reused", "Idempotency key reused")

@@ -10,10 +10,9 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Handover, Ingest, Rejected, Waiting,
+    Handover, Ingest, Rejected, Routes, Waiting,
     batch::{self, Answer, Routed, SUBMISSIONS_MAX, applications_of},
     channel, gather,
-    routes::Routes,
 };
 use crate::{
     clock::Clock,
@@ -44,7 +43,7 @@ pub struct Batcher {
     store: Store,
     clock: Clock,
     handover: Arc<Handover>,
-    routes: Routes,
+    routes: Arc<Routes>,
     is_in_outage: bool,
     /// Deliveries to be given back once the callers are answered: their lanes were paused.
     paused: Vec<(Claim, Duration)>,
@@ -62,9 +61,13 @@ enum Outcome {
 
 impl Batcher {
     /// A batcher, and the way in to it.
-    pub fn new(store: Store, clock: Clock, handover: Arc<Handover>) -> (Ingest, Self) {
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        handover: Arc<Handover>,
+        routes: Arc<Routes>,
+    ) -> (Ingest, Self) {
         let (ingest, waiting) = channel();
-        let routes = Routes::default();
         (
             ingest,
             Self {
@@ -173,7 +176,7 @@ impl Batcher {
 
     fn route_one(&self, submission: &Submission) -> Option<Routed> {
         let snapshot = self.routes.known(submission.application)?;
-        let destinations = route(snapshot, submission);
+        let destinations = route(&snapshot, submission);
         Some(Routed { version: snapshot.version, destinations })
     }
 
@@ -260,9 +263,9 @@ impl Batcher {
             let bytes = submission.payload.bytes().len();
             let deliveries = destinations.into_iter().enumerate().map(|(ordinal, destination)| {
                 let delivery_id = DeliveryId::of_event(event_id, ordinal);
-                let Destination { lane, target } = destination;
+                let Destination { lane, subscription, target } = destination;
                 let owner = self.handover.reserve(delivery_id, lane, bytes);
-                NewDelivery { delivery_id, lane, target, owner }
+                NewDelivery { delivery_id, lane, subscription, target, owner }
             });
             let deliveries = deliveries.collect();
             NewEvent { event_id, submission, routing_version: version, deliveries }
@@ -327,6 +330,9 @@ impl Batcher {
         let mut left_in_queue = Vec::new();
         for (event, stored) in events.into_iter().zip(stored) {
             let payload = event.submission.payload.bytes();
+            // All deliveries of an event share it.
+            let metadata: Option<Arc<str>> =
+                event.submission.metadata.as_ref().map(|metadata| metadata.as_str().into());
             for delivery in event.deliveries {
                 match (stored, delivery.owner) {
                     (Stored::New, Some(owner)) => claims.push(Claim {
@@ -340,8 +346,10 @@ impl Batcher {
                             .map(|name| name.as_str().to_owned()),
                         application: event.submission.application,
                         lane: delivery.lane,
+                        subscription: delivery.subscription,
                         target: delivery.target,
                         payload: payload.clone(),
+                        metadata: delivery.subscription.and(metadata.clone()),
                         attempt_count: 0,
                         scheduled_at: self.clock.now(),
                     }),

@@ -7,7 +7,8 @@ mod batch;
 mod batcher;
 mod gather;
 pub mod handover;
-mod routes;
+pub mod routes;
+mod snapshot;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +22,7 @@ use crate::domain::{EventId, Submission};
 pub use batcher::Batcher;
 pub use gather::gather;
 pub use handover::Handover;
+pub use routes::Routes;
 
 /// How many submissions may wait for the batcher. Beyond it callers are told to come back later.
 pub const WAITING_MAX: usize = 4_096;

@@ -7,8 +7,9 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     idempotency::{Reservation, Standing, reserve},
+    subscription_changes::{NewSigningKey, insert_key},
 };
-use crate::domain::{ApplicationId, Uid, routing::RoutingSnapshot};
+use crate::domain::{ApplicationId, Uid};
 
 /// An application as it is shown.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -49,6 +50,8 @@ pub struct NewApplication<'a> {
     pub uid: &'a str,
     /// What people call it.
     pub name: &'a str,
+    /// What signs its explicit targets.
+    pub key: &'a NewSigningKey,
 }
 
 /// What is to be changed of an application; `None` leaves it as it is.
@@ -85,6 +88,7 @@ impl Store {
                 .bind(new.name)
                 .execute(&mut *transaction)
                 .await?;
+            insert_key(&mut transaction, new.id, None, new.key).await?;
             transaction.commit().await?;
             Ok(Standing::New)
         })
@@ -153,9 +157,9 @@ impl Store {
         .await
     }
 
-    /// Deletes an application: from now on it accepts nothing, its keys let nobody in, and its
-    /// deliveries are cancelled by and by (see [`Self::cancel_deleted`]). `false` if there is no such
-    /// one.
+    /// Deletes an application: from now on it accepts nothing, its keys let nobody in, its
+    /// subscriptions are deleted, and its deliveries are cancelled when they are due. `false` if
+    /// there is no such one.
     pub async fn delete_application(&self, id: ApplicationId) -> Result<bool, StoreError> {
         bounded(async {
             let deleted = sqlx::query(
@@ -164,7 +168,14 @@ impl Store {
                      set deleted_at = now(), updated_at = now(),
                          routing_version = routing_version + 1
                      where application_id = $1 and deleted_at is null
-                     returning application_id
+                     returning application_id, routing_version
+                 ),
+                 ended as (
+                     update subscription s
+                     set deleted_at = now(), updated_at = now(),
+                         routing_version = deleted.routing_version
+                     from deleted
+                     where s.application_id = deleted.application_id and s.deleted_at is null
                  ),
                  revoked as (
                      update api_key set revoked_at = now()
@@ -177,24 +188,6 @@ impl Store {
             .execute(&self.pool)
             .await?;
             Ok(deleted.rows_affected() > 0)
-        })
-        .await
-    }
-
-    /// What routing must know of an application; `None` if there is no such application.
-    pub async fn routing_snapshot(
-        &self,
-        application: ApplicationId,
-    ) -> Result<Option<RoutingSnapshot>, StoreError> {
-        bounded(async {
-            let version: Option<i64> = sqlx::query_scalar(
-                "select routing_version from application
-                 where application_id = $1 and deleted_at is null",
-            )
-            .bind(application.uuid())
-            .fetch_optional(&self.pool)
-            .await?;
-            Ok(version.map(|version| RoutingSnapshot { application, version }))
         })
         .await
     }

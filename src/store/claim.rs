@@ -1,6 +1,6 @@
 //! What a process holds of a delivery, from its claim to its recorded result.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::dispatchers::DispatcherId;
 use crate::domain::{
-    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, TargetUrl,
-    attempt::Response, outcome::Failure, pacing::Held,
+    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId,
+    SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
 };
 
 /// What a result must carry to count.
@@ -36,10 +36,14 @@ pub struct Claim {
     pub application: ApplicationId,
     /// What it shares its limits with.
     pub lane: LaneId,
-    /// Where it goes.
+    /// The subscription that asked for it; `None` for an explicit target.
+    pub subscription: Option<SubscriptionId>,
+    /// Where it goes; a subscription's URL may have changed since.
     pub target: TargetUrl,
-    /// The bytes to send.
+    /// The event's payload.
     pub payload: Bytes,
+    /// The event's metadata, JSON text, if the delivery is a subscription's.
+    pub metadata: Option<Arc<str>>,
     /// Attempts recorded before this one.
     pub attempt_count: u32,
     /// When it became due, by the database's clock.
@@ -65,6 +69,8 @@ pub struct ClaimedRow {
     event_type: Option<String>,
     application_id: Uuid,
     lane_id: Uuid,
+    subscription_id: Option<Uuid>,
+    event_metadata: Option<String>,
     target_url: String,
     attempt_count: i32,
     due_at: DateTime<Utc>,
@@ -119,8 +125,10 @@ impl ClaimedRow {
             event_id: self.event_id(),
             application: ApplicationId::from_uuid(self.application_id),
             lane: self.lane(),
+            subscription: self.subscription_id.map(SubscriptionId::from_uuid),
             target,
             payload,
+            metadata: self.event_metadata.map(Into::into),
             attempt_count: self.attempt_count.unsigned_abs(),
             scheduled_at: self.due_at,
             event_type: self.event_type,

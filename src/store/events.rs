@@ -11,7 +11,8 @@ use super::{
     idempotency::{Reservation, Standing, reserve},
 };
 use crate::domain::{
-    DeliveryId, EventId, EventType, LaneId, Subject, Submission, TargetUrl, event::Metadata,
+    DeliveryId, EventId, EventType, LaneId, Subject, Submission, SubscriptionId, TargetUrl,
+    event::Metadata,
 };
 
 /// An event that has been routed and is about to be stored.
@@ -34,6 +35,8 @@ pub struct NewDelivery {
     pub delivery_id: DeliveryId,
     /// What it shares its limits with.
     pub lane: LaneId,
+    /// The subscription that asked for it; `None` for an explicit target.
+    pub subscription: Option<SubscriptionId>,
     /// Where it goes.
     pub target: TargetUrl,
     /// The process that will send it at once; `None` leaves it to whoever claims it.
@@ -175,6 +178,7 @@ async fn insert_events(
         .bind(delivery.event_id)
         .bind(delivery.application_id)
         .bind(delivery.lane_id)
+        .bind(delivery.subscription_id)
         .bind(delivery.target_url)
         .bind(delivery.payload_bytes)
         .bind(delivery.owner)
@@ -204,12 +208,13 @@ const INSERT_EVENTS: &str = "
         where not exists (select from stale)
     ),
     stored_delivery as (
-        insert into delivery_queue (delivery_id, event_id, application_id, lane_id, target_url,
-                                    payload_bytes, owner, claim_number)
+        insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
+                                    target_url, payload_bytes, owner, claim_number)
         select d.*, case when d.owner is null then 0 else 1 end
-        from unnest($11::uuid[], $12::uuid[], $13::uuid[], $14::uuid[], $15::text[], $16::int[],
-                    $17::int[])
-             as d(delivery_id, event_id, application_id, lane_id, target_url, payload_bytes, owner)
+        from unnest($11::uuid[], $12::uuid[], $13::uuid[], $14::uuid[], $15::uuid[], $16::text[],
+                    $17::int[], $18::int[])
+             as d(delivery_id, event_id, application_id, lane_id, subscription_id, target_url,
+                  payload_bytes, owner)
         where not exists (select from stale)
     )
     select not exists (select from stale)";
@@ -250,6 +255,7 @@ struct DeliveryColumns<'a> {
     event_id: Vec<Uuid>,
     application_id: Vec<Uuid>,
     lane_id: Vec<Uuid>,
+    subscription_id: Vec<Option<Uuid>>,
     target_url: Vec<&'a str>,
     payload_bytes: Vec<i32>,
     owner: Vec<Option<DispatcherId>>,
@@ -264,6 +270,8 @@ impl<'a> DeliveryColumns<'a> {
                 columns.event_id.push(event.event_id.uuid());
                 columns.application_id.push(event.submission.application.uuid());
                 columns.lane_id.push(delivery.lane.uuid());
+                let subscription_id = delivery.subscription.map(SubscriptionId::uuid);
+                columns.subscription_id.push(subscription_id);
                 columns.target_url.push(delivery.target.as_str());
                 columns.payload_bytes.push(as_int(event.submission.payload.bytes().len()));
                 columns.owner.push(delivery.owner);

@@ -8,6 +8,7 @@ pub mod api_keys;
 pub mod applications;
 mod claim;
 pub mod dispatchers;
+mod draining;
 pub mod events;
 pub mod history;
 pub mod idempotency;
@@ -16,7 +17,10 @@ pub mod partitions;
 mod pool;
 pub mod queue;
 mod record;
+mod resealing;
 mod sealing;
+pub mod subscription_changes;
+pub mod subscriptions;
 
 use std::time::Duration;
 

@@ -237,15 +237,17 @@ const CLAIM_DUE: &str = "
         from due
         where q.ctid = due.place
         returning q.delivery_id, q.claim_number, q.event_id, q.application_id, q.lane_id,
-                  q.target_url, q.attempt_count, q.due_at, q.payload_bytes,
+                  q.subscription_id, q.target_url, q.attempt_count, q.due_at, q.payload_bytes,
                   q.created_at < now() - $5 as is_expired
     )
-    select claimed.*,
-           (
-               select type from event e
-               where e.application_id = claimed.application_id and e.event_id = claimed.event_id
-           ) as event_type
+    select claimed.*, event.type as event_type, event.metadata as event_metadata
     from claimed
+    left join lateral (
+        select e.type, case when claimed.subscription_id is not null then e.metadata end as metadata
+        from event e
+        where e.application_id = claimed.application_id and e.event_id = claimed.event_id
+        offset 0
+    ) as event on true
     order by claimed.lane_id, claimed.due_at";
 
 const LANE_HEADS: &str = "
@@ -298,9 +300,10 @@ const RELEASE_ORPHANS: &str = "
         returning q.*
     ),
     kept as (
-        insert into delivery (delivery_id, event_id, application_id, lane_id, event_type,
-                              target_url, state, reason, attempt_count, created_at)
+        insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
+                              event_type, target_url, state, reason, attempt_count, created_at)
         select ended.delivery_id, ended.event_id, ended.application_id, ended.lane_id,
+               ended.subscription_id,
                (
                    select type from event e
                    where e.application_id = ended.application_id and e.event_id = ended.event_id
@@ -310,7 +313,8 @@ const RELEASE_ORPHANS: &str = "
     )
     select (select count(*) from released) as released, (select count(*) from ended) as buried";
 
-fn interval(duration: Duration) -> PgInterval {
+/// A duration as Postgres takes it.
+pub(super) fn interval(duration: Duration) -> PgInterval {
     PgInterval {
         months: 0,
         days: 0,

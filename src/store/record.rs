@@ -84,7 +84,7 @@ const RECORD: &str = concat!(
         where q.ctid = r.place
           and q.owner = r.owner and q.claim_number = r.claim_number
           and r.state is not null
-        returning q.event_id, q.application_id, q.lane_id, q.target_url, q.attempt_count,
+        returning q.event_id, q.application_id, q.lane_id, q.subscription_id, q.target_url, q.attempt_count,
                   q.created_at, r.*
     ),
     rescheduled as (
@@ -100,10 +100,11 @@ const RECORD: &str = concat!(
         returning r.*
     ),
     history as (
-        insert into delivery (delivery_id, event_id, application_id, lane_id, event_type,
-                              target_url, state, reason, attempt_count, last_status, created_at)
-        select delivery_id, event_id, application_id, lane_id, event_type, target_url, state,
-               reason, attempt_count + case when attempt_id is null then 0 else 1 end,
+        insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
+                              event_type, target_url, state, reason, attempt_count, last_status,
+                              created_at)
+        select delivery_id, event_id, application_id, lane_id, subscription_id, event_type,
+               target_url, state, reason, attempt_count + case when attempt_id is null then 0 else 1 end,
                response_status, created_at
         from ended
     ),

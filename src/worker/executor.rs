@@ -9,9 +9,12 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 
-use super::{Shared, give_back};
+use super::{
+    Shared, give_back,
+    plan::{Plan, Way, plan},
+};
 use crate::{
-    delivery::{Exchange, Outgoing, request},
+    delivery::{Exchange, request},
     domain::{
         AttemptId, Decision, DeliveryState, ErrorClass, LaneId, Outcome,
         outcome::Failure,
@@ -49,11 +52,20 @@ fn start_ready(shared: &Arc<Shared>) {
 }
 
 async fn execute(shared: Arc<Shared>, claim: Claim) {
+    let way = tokio::select! {
+        biased;
+        plan = plan(&shared, &claim) => match plan {
+            Plan::Send(way) => way,
+            Plan::Wait(pause) => return postpone(&shared, claim, pause).await,
+            Plan::Cancel => return cancel(&shared, claim).await,
+        },
+        // The claim stays held, and is given back with the others that have no result.
+        () = shared.abort.cancelled() => return,
+    };
     let (lane, began) = (claim.lane, Instant::now());
     let result = tokio::select! {
         biased;
-        result = AssertUnwindSafe(attempt(&shared, &claim)).catch_unwind() => result,
-        // The claim stays held, and is given back with the others that have no result.
+        result = AssertUnwindSafe(attempt(&shared, &claim, &way)).catch_unwind() => result,
         () = shared.abort.cancelled() => return,
     };
     let (exchange, headers, started_at) = result.unwrap_or_else(|_| {
@@ -61,7 +73,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
         let failure = Failure::new(ErrorClass::Internal, "the dispatcher failed; see its log");
         (failed(failure), String::new(), shared.clock.now())
     });
-    let (finished, verdict) = conclude(&shared, claim, exchange, headers, started_at);
+    let (finished, verdict) = conclude(&shared, claim, &way, exchange, headers, started_at);
     let returned = shared.handover.conclude(lane, verdict, began);
     tokio::select! {
         _ = shared.results.send(finished) => {}
@@ -79,25 +91,16 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
 }
 
 /// Builds, signs and sends. Tells what came of it, the header lines as sent, and when it began.
-async fn attempt(shared: &Shared, claim: &Claim) -> (Exchange, String, DateTime<Utc>) {
+async fn attempt(shared: &Shared, claim: &Claim, way: &Way) -> (Exchange, String, DateTime<Utc>) {
     let started_at = shared.clock.now();
-    let attempt = request::Attempt {
-        event_id: claim.event_id,
-        event_type: claim.event_type.as_deref(),
-        delivery_id: claim.delivery_id,
-        number: claim.attempt_count + 1,
-        at: started_at,
-        span_id: rand::random(),
-        target: &claim.target,
-        body: &claim.payload,
-    };
     tracing::debug!(
-        event = %claim.event_id, delivery = %claim.delivery_id, attempt = attempt.number, "sending"
+        event = %claim.event_id, delivery = %claim.delivery_id, attempt = claim.attempt_count + 1,
+        "sending"
     );
-    match Outgoing::signed(&attempt, &shared.keys) {
+    match way.request(shared, claim, started_at) {
         Ok(outgoing) => {
             let headers = request::header_lines(&outgoing.headers);
-            let exchange = shared.client.exchange(outgoing, shared.settings.http_timeout).await;
+            let exchange = shared.client.exchange(outgoing, way.timeout(shared)).await;
             (exchange, headers, started_at)
         }
         Err(error) => {
@@ -115,6 +118,7 @@ fn failed(failure: Failure) -> Exchange {
 fn conclude(
     shared: &Shared,
     claim: Claim,
+    way: &Way,
     exchange: Exchange,
     request_headers: String,
     started_at: DateTime<Utc>,
@@ -126,7 +130,7 @@ fn conclude(
     let status = response.as_ref().map(|r| r.status);
     let class = failure.as_ref().map(|f| f.class);
     telemetry::attempted(class, duration);
-    let decision = shared.settings.retry.decide(number, outcome, rand::random());
+    let decision = way.retry(shared).decide(number, outcome, rand::random());
     let next = match decision {
         Decision::Finish => {
             tracing::debug!(
@@ -157,7 +161,7 @@ fn conclude(
         scheduled_at: claim.scheduled_at,
         started_at,
         duration,
-        request_url: claim.target.as_str().to_owned(),
+        request_url: way.target(&claim).as_str().to_owned(),
         request_headers,
         response,
         failure,
@@ -172,6 +176,35 @@ fn conclude(
         slot_bytes: Some(claim.payload.len()),
     };
     (finished, verdict)
+}
+
+/// Gives back a claim that cannot be sent at present. It is no attempt.
+async fn postpone(shared: &Shared, claim: Claim, pause: Duration) {
+    let (lane, bytes) = (claim.lane, claim.bytes());
+    give_back(shared, &[(claim.delivery_id, claim.token)], Release::After(pause)).await;
+    shared.handover.free([(lane, bytes)]);
+    shared.handover.note_due(lane, pause);
+}
+
+/// Ends a delivery whose subscription, or application, is gone.
+async fn cancel(shared: &Shared, claim: Claim) {
+    tracing::info!(
+        event = %claim.event_id, delivery = %claim.delivery_id,
+        "cancelled: its subscription is deleted"
+    );
+    let reason = Some(ErrorClass::Cancelled);
+    let finished = Finished {
+        delivery_id: claim.delivery_id,
+        token: claim.token,
+        lane: claim.lane,
+        event_type: claim.event_type,
+        next: Next::End { state: DeliveryState::Cancelled, reason },
+        attempt: None,
+        slot_bytes: Some(claim.payload.len()),
+    };
+    telemetry::concluded(&finished.next);
+    // The recorder ends after us, so it still listens.
+    let _ = shared.results.send(finished).await;
 }
 
 /// What an outcome says about the receiver as such.

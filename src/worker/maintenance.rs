@@ -1,5 +1,5 @@
 //! Housekeeping in bounded portions: days of the history, old idempotency keys, idle lanes, idle
-//! connections.
+//! connections, what waits for deleted subscriptions, secrets that an older key has sealed.
 
 use std::{
     sync::Arc,
@@ -16,6 +16,16 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Idempotency keys deleted by one statement, and statements of one round.
 const KEYS_PER_DELETE: i64 = 5_000;
 const DELETES_PER_ROUND: usize = 200;
+/// Deleted subscriptions of one round, and deliveries that one statement cancels.
+const DRAINED_PER_ROUND: i64 = 200;
+const CANCELLED_PER_STATEMENT: i64 = 1_000;
+/// Statements for one subscription in one round.
+const CANCELS_PER_ROUND: usize = 100;
+/// The time between two looks for secrets that an older key has sealed.
+const RESEAL_INTERVAL: Duration = Duration::from_secs(600);
+/// Secrets found by one statement, and statements of one look.
+const SECRETS_PER_LOOK: i64 = 500;
+const LOOKS_PER_RESEALING: usize = 200;
 
 /// The time between two looks at the connections that rest.
 const CONNECTIONS_INTERVAL: Duration = Duration::from_secs(5);
@@ -38,6 +48,7 @@ async fn close_idle_connections(shared: &Shared) {
 
 async fn rounds(shared: &Shared) {
     let mut partitions_at = Instant::now();
+    let mut reseal_at = Instant::now();
     loop {
         if partitions_at <= Instant::now() {
             match partitions(shared).await {
@@ -48,6 +59,15 @@ async fn rounds(shared: &Shared) {
         }
         if let Err(error) = forget_keys(shared).await {
             tracing::warn!(%error, "old idempotency keys were not deleted");
+        }
+        if let Err(error) = drain_deleted(shared).await {
+            tracing::warn!(%error, "what waits for deleted subscriptions was not cancelled");
+        }
+        if reseal_at <= Instant::now() {
+            match reseal(shared).await {
+                Ok(()) => reseal_at = Instant::now() + RESEAL_INTERVAL,
+                Err(error) => tracing::warn!(%error, "secrets were not sealed anew"),
+            }
         }
         shared.handover.lanes().forget_idle(Instant::now());
         tokio::time::sleep(ROUND_INTERVAL).await;
@@ -70,6 +90,49 @@ async fn forget_keys(shared: &Shared) -> Result<(), StoreError> {
         if i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
             break;
         }
+    }
+    Ok(())
+}
+
+async fn drain_deleted(shared: &Shared) -> Result<(), StoreError> {
+    for subscription in shared.store.undrained_subscriptions(DRAINED_PER_ROUND).await? {
+        for _ in 0..CANCELS_PER_ROUND {
+            let cancelled =
+                shared.store.cancel_waiting(subscription, CANCELLED_PER_STATEMENT).await?;
+            if cancelled < CANCELLED_PER_STATEMENT {
+                shared.store.mark_drained(subscription).await?;
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Seals anew what an older key of `ENCRYPTION_KEY` has sealed; once that is done, it can go.
+async fn reseal(shared: &Shared) -> Result<(), StoreError> {
+    let (keys, mut resealed) = (shared.routes.sealing(), 0_usize);
+    for _ in 0..LOOKS_PER_RESEALING {
+        let found = shared.store.outdated_secrets(keys.current_id(), SECRETS_PER_LOOK).await?;
+        let mut unopened = 0_usize;
+        for row in &found {
+            let Ok(secret) = keys.open(&row.sealed, &row.context()) else {
+                unopened += 1;
+                continue;
+            };
+            let fresh = keys.seal(secret.bytes(), &row.context(), rand::random());
+            shared.store.reseal(row, &fresh).await?;
+            resealed += 1;
+        }
+        if unopened > 0 {
+            tracing::error!(unopened, "secrets are sealed with a key that ENCRYPTION_KEY lacks");
+        }
+        let is_last = i64::try_from(found.len()).unwrap_or(i64::MAX) < SECRETS_PER_LOOK;
+        if is_last || unopened == found.len() {
+            break;
+        }
+    }
+    if resealed > 0 {
+        tracing::info!(resealed, key = %keys.current_id(), "secrets were sealed with the first key");
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod claimer;
 mod executor;
 mod heartbeat;
 mod maintenance;
+mod plan;
 mod recorder;
 mod wakeups;
 
@@ -37,7 +38,7 @@ use crate::{
     clock::Clock,
     delivery::Client,
     domain::{DeliveryId, RetryPolicy, signature::SigningKeys},
-    ingest::Handover,
+    ingest::{Handover, Routes},
     store::{
         Store, StoreError,
         partitions::Retention,
@@ -56,6 +57,8 @@ const LOOPS_END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long results may still be written after the last request has ended, and claims given back
 /// after that. With the default grace both are over before Docker kills.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(900);
+/// The pause between two questions to a database that is away.
+const OUTAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// How deliveries are made.
 #[derive(Debug, Clone)]
@@ -86,6 +89,7 @@ struct Shared {
     store: Store,
     clock: Clock,
     handover: Arc<Handover>,
+    routes: Arc<Routes>,
     client: Client,
     keys: SigningKeys,
     settings: WorkerSettings,
@@ -122,7 +126,7 @@ impl Worker {
     pub async fn start(
         stores: Stores,
         clock: Clock,
-        handover: Arc<Handover>,
+        (handover, routes): (Arc<Handover>, Arc<Routes>),
         client: Client,
         keys: SigningKeys,
         settings: WorkerSettings,
@@ -138,6 +142,7 @@ impl Worker {
             store,
             clock,
             handover,
+            routes,
             client,
             keys,
             settings,

@@ -5,12 +5,16 @@ use std::{process::Command, time::Duration};
 use bytes::Bytes;
 use webhook_dispatcher::{
     delivery::{
-        Client, Exchange, Outgoing, client::ClientSettings, request::Attempt,
+        Client, Exchange, Outgoing,
+        client::ClientSettings,
+        request::{Attempt, Signature},
         resolver::system_resolver,
     },
     domain::{
-        DeliveryId, ErrorClass, EventId, Outcome, SigningKey, TargetUrl, address::AddressPolicy,
+        DeliveryId, ErrorClass, EventId, Outcome, SigningKey, TargetUrl,
+        address::AddressPolicy,
         signature::SigningKeys,
+        subscription::{CustomHeaders, Method, SignatureHeaders},
     },
 };
 
@@ -40,6 +44,7 @@ fn local() -> Client {
 
 fn outgoing(url: &str) -> Outgoing {
     let event_id = EventId::new(1_795_219_200_000, [7; 10]);
+    let keys = SigningKeys::single(SigningKey::from_secret(SECRET).unwrap());
     let attempt = Attempt {
         event_id,
         event_type: Some("invoice.paid"),
@@ -47,11 +52,13 @@ fn outgoing(url: &str) -> Outgoing {
         number: 1,
         at: chrono::Utc::now(),
         span_id: 1,
+        method: Method::Post,
+        headers: &CustomHeaders::default(),
+        signature: Signature::By(&keys, SignatureHeaders::Standard),
         target: &TargetUrl::parse(url).unwrap(),
         body: &Bytes::from_static(b"{\"a\": 1}"),
     };
-    let keys = SigningKeys::single(SigningKey::from_secret(SECRET).unwrap());
-    Outgoing::signed(&attempt, &keys).unwrap()
+    Outgoing::of(&attempt).unwrap()
 }
 
 #[track_caller]

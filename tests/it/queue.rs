@@ -90,6 +90,7 @@ fn event(submission: &Submission, owner: Option<DispatcherId>) -> NewEvent<'_> {
     let unix_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap();
     let event_id = EventId::new(unix_ms, rand::random());
     let delivery = NewDelivery {
+        subscription: None,
         delivery_id: DeliveryId::of_event(event_id, 0),
         lane: lane(),
         target: TargetUrl::parse(TARGET).unwrap(),

@@ -1,0 +1,468 @@
+//! `/subscriptions`: which events go where.
+
+mod settings;
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{StatusCode, Uri},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use self::settings::{Given, REDACTED, fault};
+use super::{
+    ApiError, ApiState, body,
+    caller::Caller,
+    events::{self, Page},
+    extract::{self, Cursor, IdempotencyHeader, Parameters, SubscriptionPath},
+    json::Members,
+    problem::{Place, Problem},
+    submission,
+};
+use crate::{
+    domain::{
+        ApplicationId, Permission, SigningKey, SigningKeyId, SubscriptionId, Uid,
+        subscription::sealed,
+    },
+    store::{
+        StoreError,
+        idempotency::Standing,
+        subscription_changes::{Changed, NewSigningKey, NewSubscription},
+        subscriptions::{SettingsRow, SubscriptionFilter, SubscriptionName, SubscriptionRow},
+    },
+};
+
+pub use settings::Bounds;
+
+/// How often a change is tried anew because somebody else changed the same subscription meanwhile.
+const CHANGE_ROUNDS_MAX: usize = 5;
+/// How long a key that is rotated away signs on, in seconds: unless the caller says otherwise, and
+/// at most.
+const OVERLAP_SECONDS: f64 = 24.0 * 3_600.0;
+const OVERLAP_SECONDS_MAX: f64 = 7.0 * 24.0 * 3_600.0;
+
+/// How many deliveries the deletion of a subscription cancels itself.
+const CANCELLED_AT_ONCE_MAX: i64 = 5_000;
+
+/// A subscription as it is shown.
+#[derive(Serialize)]
+pub struct SubscriptionBody {
+    id: SubscriptionId,
+    application_id: ApplicationId,
+    uid: Option<String>,
+    revision: i32,
+    target_url: String,
+    event_types: Vec<String>,
+    filter: Option<Box<RawValue>>,
+    method: String,
+    /// Their values are shown to nobody.
+    headers: BTreeMap<String, &'static str>,
+    signing: String,
+    signature_headers: String,
+    is_active: bool,
+    timeout_seconds: Option<f64>,
+    retry: Option<Box<RawValue>>,
+    payload_format: String,
+    schema_version: String,
+    has_inbound_secret: bool,
+    description: Option<String>,
+    metadata: Option<Box<RawValue>>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    /// In the answer that makes it, and never again in this form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+}
+
+/// The secret of a subscription, for who asks for it explicitly.
+#[derive(Serialize)]
+pub struct SecretBody {
+    secret: String,
+    /// Until when the secrets before this one sign beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_until: Option<DateTime<Utc>>,
+}
+
+fn shown(
+    state: &ApiState,
+    application_id: ApplicationId,
+    row: SubscriptionRow,
+    secret: Option<String>,
+) -> Result<SubscriptionBody, ApiError> {
+    let id = row.id();
+    let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
+    let SubscriptionRow { uid, revision, created_at, updated_at, settings, .. } = row;
+    let headers = match &settings.sealed_headers {
+        Some(sealed) => settings::open_headers(id, sealed, &state.sealing)?,
+        None => BTreeMap::new(),
+    };
+    Ok(SubscriptionBody {
+        id,
+        application_id,
+        uid,
+        revision,
+        target_url: settings.target_url,
+        event_types: settings.event_types,
+        filter: json(settings.filter),
+        method: settings.method,
+        headers: headers.into_keys().map(|name| (name, REDACTED)).collect(),
+        signing: settings.signing,
+        signature_headers: settings.signature_headers,
+        is_active: settings.is_active,
+        timeout_seconds: settings.timeout_ms.map(|ms| f64::from(ms) / 1_000.0),
+        retry: json(settings.retry),
+        payload_format: settings.payload_format,
+        schema_version: settings.schema_version,
+        has_inbound_secret: settings.sealed_inbound_secret.is_some(),
+        description: settings.description,
+        metadata: json(settings.metadata),
+        created_at,
+        updated_at,
+        secret,
+    })
+}
+
+/// Makes a subscription, and a secret for it where the caller brings none; the secret is shown.
+pub async fn create(
+    State(state): State<ApiState>,
+    caller: Caller,
+    uri: Uri,
+    key: Option<IdempotencyHeader>,
+    request: Request,
+) -> Result<(StatusCode, Json<SubscriptionBody>), Problem> {
+    let application = application(&state, caller, &uri).await?;
+    caller.must(Permission::Manage)?;
+    let body = body::read_json(request, state.body_limit, None).await?;
+    let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
+    let id = SubscriptionId::new(state.clock.unix_ms(), rand::random());
+    let (uid, settings) = (given.uid()?, given.settings(id)?);
+    let secret = secret_for(&settings, given.secret()?)?;
+    let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;
+    let once = idempotency_key
+        .as_ref()
+        .map(|key| extract::reservation(application, "subscription", key, &body, id.uuid()));
+    let new = NewSubscription {
+        id,
+        application,
+        uid: uid.as_ref().map(Uid::as_str),
+        settings: &settings,
+        key: secret.as_deref().map(|secret| signing_key(&state, secret)),
+    };
+    let standing = state.store.create_subscription(&new, once).await.map_err(taken)?;
+    let (id, secret) = match standing.ok_or(ApiError::ApplicationNotFound(None))? {
+        Standing::New => (id, secret),
+        Standing::Repeat(id) => (SubscriptionId::from_uuid(id), None),
+        Standing::Reused { .. } => return Err(ApiError::KeyReused.into()),
+    };
+    let row = found(&state, application, &SubscriptionName::Id(id)).await?;
+    Ok((StatusCode::CREATED, Json(shown(&state, application, row, secret)?)))
+}
+
+/// Lists the subscriptions of an application, newest first.
+pub async fn list(
+    State(state): State<ApiState>,
+    caller: Caller,
+    uri: Uri,
+) -> Result<Json<Page<SubscriptionBody>>, Problem> {
+    let given = Parameters::of(
+        &uri,
+        &["application", "is_active", "event_type", "target_url", "limit", "cursor"],
+    )?;
+    let application = events::application(&state, caller, &given).await?;
+    caller.must(Permission::Read)?;
+    let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
+    let filter = SubscriptionFilter {
+        is_active: given
+            .read("is_active", |text| text.parse::<bool>().map_err(|_| "must be true or false"))?,
+        event_type: given.text("event_type").map(str::to_owned),
+        target_url: given.text("target_url").map(str::to_owned),
+        older_than: given
+            .read("cursor", |text| Cursor::Subscriptions.read(text))?
+            .map(SubscriptionId::from_uuid),
+    };
+    let rows = state.store.subscriptions(application, &filter, extract::rows_of(limit)).await?;
+    let (rows, next_cursor) = Cursor::Subscriptions.page(rows, limit, |row| row.id().uuid());
+    let data = rows.into_iter().map(|row| shown(&state, application, row, None));
+    Ok(Json(Page { data: data.collect::<Result<_, _>>()?, next_cursor }))
+}
+
+/// Shows a subscription.
+pub async fn show(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    let application = application(&state, caller, &uri).await?;
+    caller.must(Permission::Read)?;
+    let row = found(&state, application, &name).await?;
+    Ok(Json(shown(&state, application, row, None)?))
+}
+
+/// Replaces the settings of a subscription: what is not told has its default. Its secrets stay.
+pub async fn replace(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+    request: Request,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    change(&state, caller, &name, &uri, request, |given, id, before| {
+        let mut settings = given.settings(id)?;
+        // It is no part of what is shown, so nobody can be asked to send it back.
+        settings.sealed_inbound_secret =
+            settings.sealed_inbound_secret.or(before.sealed_inbound_secret);
+        Ok(settings)
+    })
+    .await
+}
+
+/// Changes some settings of a subscription. Null stands for the default.
+pub async fn patch(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+    request: Request,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is of one lifetime")]
+    let changed = |given: &Given<'_>, id, before| given.changed(id, before);
+    change(&state, caller, &name, &uri, request, changed).await
+}
+
+async fn change(
+    state: &ApiState,
+    caller: Caller,
+    name: &SubscriptionName,
+    uri: &Uri,
+    request: Request,
+    settings: impl Fn(&Given<'_>, SubscriptionId, SettingsRow) -> Result<SettingsRow, Problem>,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    let application = application(state, caller, uri).await?;
+    caller.must(Permission::Manage)?;
+    let body = body::read_json(request, state.body_limit, None).await?;
+    let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
+    if given.secret()?.is_some() {
+        return Err(fault("secret", "is changed by POST …/rotate-secret, with an overlap"));
+    }
+    let uid = given.uid()?;
+    let change = |id, before| settings(&given, id, before);
+    apply(state, application, name, uid.as_ref(), change).await
+}
+
+/// Changes a subscription as it is when the change takes effect, however many change it.
+async fn apply(
+    state: &ApiState,
+    application: ApplicationId,
+    name: &SubscriptionName,
+    uid: Option<&Uid>,
+    settings: impl Fn(SubscriptionId, SettingsRow) -> Result<SettingsRow, Problem>,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    for _ in 0..CHANGE_ROUNDS_MAX {
+        let row = found(state, application, name).await?;
+        let id = row.id();
+        let after = settings(id, row.settings.clone())?;
+        if after == row.settings && uid.is_none_or(|uid| row.uid.as_deref() == Some(uid.as_str())) {
+            return Ok(Json(shown(state, application, row, None)?));
+        }
+        // Signing that is turned on needs a key, unless there is one from before.
+        let needs_key = after.signing != "none" && row.settings.signing == "none";
+        let secret = if needs_key && state.store.signing_keys(id).await?.is_empty() {
+            Some(new_secret())
+        } else {
+            None
+        };
+        let key = secret.as_deref().map(|secret| signing_key(state, secret));
+        let uid = uid.map(Uid::as_str);
+        let changed = state
+            .store
+            .change_subscription(application, id, row.revision, &after, uid, key.as_ref())
+            .await
+            .map_err(taken)?;
+        match changed {
+            Changed::Done => {
+                let row = found(state, application, &SubscriptionName::Id(id)).await?;
+                return Ok(Json(shown(state, application, row, secret)?));
+            }
+            Changed::Gone => return Err(ApiError::SubscriptionNotFound(None).into()),
+            Changed::Outdated => {}
+        }
+    }
+    Err(ApiError::Conflict("others change this subscription at the same time").into())
+}
+
+/// Deletes a subscription; what waits for it is cancelled.
+pub async fn delete(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+) -> Result<StatusCode, Problem> {
+    let application = application(&state, caller, &uri).await?;
+    caller.must(Permission::Manage)?;
+    let row = found(&state, application, &name).await?;
+    if !state.store.delete_subscription(application, row.id()).await? {
+        return Err(ApiError::SubscriptionNotFound(None).into());
+    }
+    // The rest of a long backlog is cancelled by and by.
+    if let Err(error) = state.store.cancel_waiting(row.id(), CANCELLED_AT_ONCE_MAX).await {
+        tracing::warn!(%error, "what waits for a deleted subscription is cancelled later");
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Sends events there again.
+pub async fn enable(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    set_active(&state, caller, &name, &uri, true).await
+}
+
+/// Sends no events there for now.
+pub async fn disable(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    set_active(&state, caller, &name, &uri, false).await
+}
+
+async fn set_active(
+    state: &ApiState,
+    caller: Caller,
+    name: &SubscriptionName,
+    uri: &Uri,
+    is_active: bool,
+) -> Result<Json<SubscriptionBody>, Problem> {
+    let application = application(state, caller, uri).await?;
+    caller.must(Permission::Manage)?;
+    apply(state, application, name, None, |_, before| Ok(SettingsRow { is_active, ..before })).await
+}
+
+/// Shows the current secret: the one explicit way to it after it was made.
+pub async fn secret(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+) -> Result<Json<SecretBody>, Problem> {
+    let application = application(&state, caller, &uri).await?;
+    caller.must(Permission::Manage)?;
+    let row = found(&state, application, &name).await?;
+    let keys = state.store.signing_keys(row.id()).await?;
+    let current = keys.first().ok_or(ApiError::Conflict("this subscription does not sign"))?;
+    let opened = state.sealing.open(&current.sealed, &sealed::signing_key(current.id()));
+    let secret = opened.map_err(|error| {
+        tracing::error!(%error, subscription = %row.id(), "a secret cannot be opened");
+        ApiError::Internal
+    })?;
+    let secret = String::from_utf8_lossy(secret.bytes()).into_owned();
+    let previous_until = keys.iter().filter_map(|key| key.retires_at).max();
+    Ok(Json(SecretBody { secret, previous_until }))
+}
+
+/// Makes a new secret, or takes the caller's; those before sign beside it for the overlap.
+pub async fn rotate_secret(
+    State(state): State<ApiState>,
+    caller: Caller,
+    SubscriptionPath(name): SubscriptionPath,
+    uri: Uri,
+    request: Request,
+) -> Result<Json<SecretBody>, Problem> {
+    let application = application(&state, caller, &uri).await?;
+    caller.must(Permission::Manage)?;
+    let body = body::read_json(request, state.body_limit, None).await?;
+    let given = Members::of(body::text(&body)?, &["secret", "overlap_seconds"])?;
+    let secret = settings::secret(&given, "secret")?.unwrap_or_else(new_secret);
+    is_key(&secret)?;
+    let overlap = given.number("overlap_seconds")?.unwrap_or(OVERLAP_SECONDS);
+    if !(0.0..=OVERLAP_SECONDS_MAX).contains(&overlap) {
+        return Err(fault("overlap_seconds", format!("must be 0 to {OVERLAP_SECONDS_MAX}")));
+    }
+    let overlap = std::time::Duration::from_secs_f64(overlap);
+    let row = found(&state, application, &name).await?;
+    if row.settings.signing == "none" {
+        return Err(ApiError::Conflict("this subscription does not sign").into());
+    }
+    let key = signing_key(&state, &secret);
+    if !state.store.rotate_signing_key(application, row.id(), &key, overlap).await? {
+        return Err(ApiError::SubscriptionNotFound(None).into());
+    }
+    let previous_until = (!overlap.is_zero()).then(|| state.clock.now() + overlap);
+    Ok(Json(SecretBody { secret, previous_until }))
+}
+
+/// The application that the query names, where nothing else stands in it.
+async fn application(
+    state: &ApiState,
+    caller: Caller,
+    uri: &Uri,
+) -> Result<ApplicationId, Problem> {
+    let given = Parameters::of(uri, &["application"])?;
+    events::application(state, caller, &given).await
+}
+
+async fn found(
+    state: &ApiState,
+    application: ApplicationId,
+    name: &SubscriptionName,
+) -> Result<SubscriptionRow, Problem> {
+    let row = state.store.subscription(application, name).await?;
+    Ok(row.ok_or(ApiError::SubscriptionNotFound(None))?)
+}
+
+/// The secret of a new subscription: the caller's, or a new one; none where signing is off.
+fn secret_for(settings: &SettingsRow, given: Option<String>) -> Result<Option<String>, Problem> {
+    match (settings.signing.as_str(), given) {
+        ("none", Some(_)) => Err(fault("secret", "has no use where `signing` is none")),
+        ("none", None) => Ok(None),
+        (_, Some(secret)) => {
+            is_key(&secret)?;
+            Ok(Some(secret))
+        }
+        (_, None) => Ok(Some(new_secret())),
+    }
+}
+
+/// A secret that says it is base64 must be: its receivers would decode it, or fail.
+fn is_key(secret: &str) -> Result<(), Problem> {
+    let is_standard = secret.strip_prefix("whsec_").is_none_or(|base64| {
+        STANDARD.decode(base64).is_ok_and(|key| (24..=64).contains(&key.len()))
+    });
+    if is_standard && SigningKey::from_secret(secret).is_ok() {
+        Ok(())
+    } else {
+        Err(fault("secret", "must be `whsec_` and base64 of 24 to 64 bytes, or any other text"))
+    }
+}
+
+/// 32 random bytes, in the form of Standard Webhooks.
+pub fn new_secret() -> String {
+    format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 32]>()))
+}
+
+/// A key of this secret, sealed.
+pub fn signing_key(state: &ApiState, secret: &str) -> NewSigningKey {
+    let id = SigningKeyId::new(state.clock.unix_ms(), rand::random());
+    let context = sealed::signing_key(id);
+    NewSigningKey { id, sealed: state.sealing.seal(secret.as_bytes(), &context, rand::random()) }
+}
+
+fn taken(error: StoreError) -> Problem {
+    match error {
+        StoreError::Constraint { name } if name == "subscription_uid_key" => {
+            ApiError::Conflict("`uid` is the name of another subscription")
+                .at(Place::Pointer("/uid".to_owned()))
+        }
+        other => other.into(),
+    }
+}

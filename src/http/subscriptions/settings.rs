@@ -1,0 +1,362 @@
+//! From a body to the settings of a subscription: every field is checked here, and only here.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    domain::{
+        EventTypePatterns, SubscriptionId, TargetUrl, Uid,
+        address::AddressPolicy,
+        event::Metadata,
+        filter::Filter,
+        sealing::SealingKeys,
+        subscription::{
+            CustomHeaders, Method, PayloadFormat, RetrySettings, SignatureHeaders, TIMEOUT, sealed,
+        },
+    },
+    http::{
+        ApiError,
+        json::{Members, pointer_to},
+        problem::{Place, Problem},
+    },
+    store::subscriptions::SettingsRow,
+};
+
+/// The fields of a subscription, as callers send it: ours, and the names that other systems use.
+pub const FIELDS: &[&str; 22] = &[
+    "target_url",
+    "url",
+    "event_types",
+    "events",
+    "event_type",
+    "filter",
+    "method",
+    "headers",
+    "secret",
+    "signing",
+    "is_active",
+    "timeout_seconds",
+    "retry",
+    "payload_format",
+    "schema_version",
+    "signature_headers",
+    "inbound_secret",
+    "description",
+    "metadata",
+    "uid",
+    "rate_limit",
+    "max_in_flight",
+];
+/// The aliases of a field, the field itself first.
+const TARGET_URL: &[&str] = &["target_url", "url"];
+const EVENT_TYPES: &[&str] = &["event_types", "events", "event_type"];
+/// What is refused by name until it is enforced.
+const NOT_YET: [&str; 2] = ["rate_limit", "max_in_flight"];
+
+/// How many bytes a description may have.
+const DESCRIPTION_BYTES_MAX: usize = 2_000;
+/// How many bytes a schema version may have.
+const SCHEMA_VERSION_BYTES_MAX: usize = 64;
+/// How many bytes a secret may have.
+pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=256;
+/// What stands for a header's value in answers, and in requests for the value that is stored.
+pub const REDACTED: &str = "[redacted]";
+
+/// What the settings of a subscription are checked against.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Which addresses may be called.
+    pub addresses: AddressPolicy,
+    /// The deadline over one exchange, where the subscription names none.
+    pub http_timeout: Duration,
+    /// No retry policy may reach further.
+    pub delivery_age_max: Duration,
+}
+
+/// What a body says about a subscription.
+pub struct Given<'a> {
+    members: Members<'a, { FIELDS.len() }>,
+    bounds: &'a Bounds,
+    sealing: &'a SealingKeys,
+}
+
+impl<'a> Given<'a> {
+    /// Reads a body. What is not enforced yet is refused by name.
+    pub fn of(
+        text: &'a str,
+        bounds: &'a Bounds,
+        sealing: &'a SealingKeys,
+    ) -> Result<Self, Problem> {
+        let members = Members::of(text, FIELDS)?;
+        if let Some(name) = NOT_YET.into_iter().find(|name| members.given(name).is_some()) {
+            return Err(fault(name, "is not supported yet"));
+        }
+        Ok(Self { members, bounds, sealing })
+    }
+
+    /// The owner's name for it.
+    pub fn uid(&self) -> Result<Option<Uid>, Problem> {
+        let text = self.members.string("uid")?;
+        text.map(|text| Uid::parse(&text)).transpose().map_err(|error| fault("uid", error))
+    }
+
+    /// The secret that signs, if the caller brings one.
+    pub fn secret(&self) -> Result<Option<String>, Problem> {
+        secret(&self.members, "secret")
+    }
+
+    /// All of the settings anew: what is not told has its default.
+    pub fn settings(&self, id: SubscriptionId) -> Result<SettingsRow, Problem> {
+        for names in [TARGET_URL, EVENT_TYPES] {
+            if self.alias(names)?.is_none() {
+                return Err(fault(names[0], "is missing"));
+            }
+        }
+        self.changed(id, defaults())
+    }
+
+    /// The settings, changed by what is told. Null stands for the default.
+    pub fn changed(&self, id: SubscriptionId, before: SettingsRow) -> Result<SettingsRow, Problem> {
+        let default = defaults();
+        let mut row = before;
+        if let Some(name) = self.alias(TARGET_URL)? {
+            let text = self.members.string(name)?.ok_or_else(|| fault(name, "must not be null"))?;
+            row.target_url = self.target(name, &text)?;
+        }
+        if let Some(name) = self.alias(EVENT_TYPES)? {
+            row.event_types = self.event_types(name)?;
+        }
+        if let Some(filter) = self.members.raw("filter") {
+            row.filter =
+                self.members.given("filter").map(|_| filter_of(filter.get())).transpose()?;
+        }
+        self.text("method", &mut row.method, &default.method, |name| {
+            Method::from_name(name).map(|_| ()).ok_or_else(|| one_of(Method::ALL, Method::as_str))
+        })?;
+        self.text("signing", &mut row.signing, &default.signing, |name| {
+            let is_known = ["standard", "none"].contains(&name);
+            is_known.then_some(()).ok_or_else(|| "must be one of standard, none".to_owned())
+        })?;
+        self.text("payload_format", &mut row.payload_format, &default.payload_format, |name| {
+            let known = PayloadFormat::from_name(name).map(|_| ());
+            known.ok_or_else(|| one_of(PayloadFormat::ALL, PayloadFormat::as_str))
+        })?;
+        let (to, default_headers) = (&mut row.signature_headers, &default.signature_headers);
+        self.text("signature_headers", to, default_headers, |name| {
+            let known = SignatureHeaders::from_name(name).map(|_| ());
+            known.ok_or_else(|| one_of(SignatureHeaders::ALL, SignatureHeaders::as_str))
+        })?;
+        self.text("schema_version", &mut row.schema_version, &default.schema_version, |text| {
+            bounded(text, SCHEMA_VERSION_BYTES_MAX)
+        })?;
+        if self.members.raw("headers").is_some() {
+            row.sealed_headers = self.headers(id, row.sealed_headers.as_deref())?;
+        }
+        if self.members.raw("is_active").is_some() {
+            row.is_active = self.members.boolean("is_active")?.unwrap_or(default.is_active);
+        }
+        if self.members.raw("timeout_seconds").is_some() {
+            row.timeout_ms = self.timeout_ms()?;
+        }
+        if self.members.raw("retry").is_some() {
+            row.retry = self.retry()?;
+        }
+        self.is_within_age(&row)?;
+        if self.members.raw("inbound_secret").is_some() {
+            let secret = secret(&self.members, "inbound_secret")?;
+            row.sealed_inbound_secret = secret.map(|secret| {
+                let context = sealed::inbound_secret_of(id);
+                self.sealing.seal(secret.as_bytes(), &context, rand::random())
+            });
+        }
+        if self.members.raw("description").is_some() {
+            row.description = self.members.string("description")?;
+            let description = row.description.as_deref().unwrap_or_default();
+            bounded(description, DESCRIPTION_BYTES_MAX).map_err(|why| fault("description", why))?;
+        }
+        if self.members.raw("metadata").is_some() {
+            let metadata = self.members.given("metadata");
+            let metadata = metadata.map(|json| Metadata::from_json(json.get())).transpose();
+            let metadata = metadata.map_err(|error| fault("metadata", error))?;
+            row.metadata = metadata.map(|metadata| metadata.as_str().to_owned());
+        }
+        Ok(row)
+    }
+
+    /// Which of the names of a field is there; they exclude each other.
+    fn alias(&self, names: &'static [&'static str]) -> Result<Option<&'static str>, Problem> {
+        let mut there = names.iter().copied().filter(|name| self.members.raw(name).is_some());
+        let first = there.next();
+        match there.next() {
+            Some(other) => Err(fault(other, format!("is another name for `{}`", names[0]))),
+            None => Ok(first),
+        }
+    }
+
+    fn target(&self, name: &str, text: &str) -> Result<String, Problem> {
+        let target = TargetUrl::parse(text).map_err(|error| fault(name, error))?;
+        self.bounds.addresses.vet_target(&target).map_err(|refused| {
+            ApiError::TargetRefused(refused.to_string()).at(Place::Pointer(pointer_to(name)))
+        })?;
+        Ok(target.as_str().to_owned())
+    }
+
+    fn event_types(&self, name: &str) -> Result<Vec<String>, Problem> {
+        let texts = self.members.strings(name, crate::domain::event_types::PATTERNS_MAX)?;
+        EventTypePatterns::parse(&texts).map_err(|error| fault(name, error))?;
+        Ok(texts)
+    }
+
+    /// The headers, sealed. A value that is redacted stands for the one that is stored.
+    fn headers(
+        &self,
+        id: SubscriptionId,
+        stored: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>, Problem> {
+        let Some(mut headers) = self.members.text_map("headers")? else { return Ok(None) };
+        if headers.values().any(|value| value == REDACTED) {
+            let stored = stored.map(|sealed| open_headers(id, sealed, self.sealing));
+            let stored = stored.transpose()?.unwrap_or_default();
+            for (name, value) in &mut headers {
+                if value == REDACTED {
+                    let known = stored.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+                    let known = known.map(|(_, value)| value.clone());
+                    *value = known.ok_or_else(|| {
+                        fault("headers", format!("has no stored value for `{REDACTED}`"))
+                    })?;
+                }
+            }
+        }
+        let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let checked = CustomHeaders::new(pairs).map_err(|error| fault("headers", error))?;
+        if checked.is_empty() {
+            return Ok(None);
+        }
+        let json = serde_json::to_vec(&headers).map_err(|_| ApiError::Internal)?;
+        Ok(Some(self.sealing.seal(&json, &sealed::headers_of(id), rand::random())))
+    }
+
+    fn timeout_ms(&self) -> Result<Option<i32>, Problem> {
+        let Some(seconds) = self.members.number("timeout_seconds")? else { return Ok(None) };
+        let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|t| TIMEOUT.contains(t));
+        let timeout = timeout.ok_or_else(|| {
+            let (least, most) = (TIMEOUT.start().as_secs(), TIMEOUT.end().as_secs());
+            fault("timeout_seconds", format!("must be {least} to {most}"))
+        })?;
+        Ok(i32::try_from(timeout.as_millis()).ok())
+    }
+
+    fn retry(&self) -> Result<Option<String>, Problem> {
+        let Some(json) = self.members.given("retry") else { return Ok(None) };
+        let form = "must be a list of delays in seconds such as [60, 300, 900, 3600], or \
+                    {\"max_attempts\": …, \"base_seconds\": …, \"max_seconds\": …}";
+        let settings: RetrySettings =
+            serde_json::from_str(json.get()).map_err(|_| fault("retry", form))?;
+        settings.policy().map_err(|error| fault("retry", format!("is refused: {error}")))?;
+        Ok(Some(serde_json::to_string(&settings).map_err(|_| ApiError::Internal)?))
+    }
+
+    /// A delivery must not expire before its last attempt.
+    fn is_within_age(&self, row: &SettingsRow) -> Result<(), Problem> {
+        let Some(json) = &row.retry else { return Ok(()) };
+        let settings: RetrySettings = serde_json::from_str(json).map_err(|_| ApiError::Internal)?;
+        let policy = settings.policy().map_err(|_| ApiError::Internal)?;
+        let timeout = row.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs().into()));
+        let horizon = policy.horizon(timeout.unwrap_or(self.bounds.http_timeout));
+        if horizon <= self.bounds.delivery_age_max {
+            return Ok(());
+        }
+        let (hours, most) =
+            (horizon.as_secs() / 3_600, self.bounds.delivery_age_max.as_secs() / 3_600);
+        Err(fault("retry", format!("reaches {hours} h ahead, beyond DELIVERY_AGE_MAX ({most} h)")))
+    }
+
+    fn text(
+        &self,
+        name: &str,
+        to: &mut String,
+        default: &str,
+        check: impl FnOnce(&str) -> Result<(), String>,
+    ) -> Result<(), Problem> {
+        if self.members.raw(name).is_some() {
+            *to = self.members.string(name)?.unwrap_or_else(|| default.to_owned());
+            check(to).map_err(|why| fault(name, why))?;
+        }
+        Ok(())
+    }
+}
+
+fn filter_of(text: &str) -> Result<String, Problem> {
+    let filter = Filter::parse(text).map_err(|error| {
+        ApiError::Invalid(format!("`filter` {error}")).at(Place::Pointer(format!(
+            "{}{}",
+            pointer_to("filter"),
+            error.at
+        )))
+    })?;
+    Ok(filter.as_str().to_owned())
+}
+
+/// The headers of a subscription, opened.
+pub fn open_headers(
+    id: SubscriptionId,
+    sealed_headers: &[u8],
+    sealing: &SealingKeys,
+) -> Result<BTreeMap<String, String>, ApiError> {
+    let opened = sealing.open(sealed_headers, &sealed::headers_of(id)).map_err(|error| {
+        tracing::error!(%error, subscription = %id, "headers cannot be opened");
+        ApiError::Internal
+    })?;
+    serde_json::from_slice(opened.bytes()).map_err(|_| ApiError::Internal)
+}
+
+/// A secret that the caller brings.
+pub fn secret<const N: usize>(
+    members: &Members<'_, N>,
+    name: &str,
+) -> Result<Option<String>, Problem> {
+    match members.string(name)? {
+        Some(secret) if !SECRET_BYTES.contains(&secret.len()) => {
+            let (least, most) = (SECRET_BYTES.start(), SECRET_BYTES.end());
+            Err(fault(name, format!("must be {least} to {most} bytes")))
+        }
+        secret => Ok(secret),
+    }
+}
+
+fn defaults() -> SettingsRow {
+    SettingsRow {
+        target_url: String::new(),
+        method: Method::Post.as_str().to_owned(),
+        event_types: Vec::new(),
+        filter: None,
+        is_active: true,
+        timeout_ms: None,
+        retry: None,
+        payload_format: PayloadFormat::Envelope.as_str().to_owned(),
+        schema_version: "1".to_owned(),
+        signing: "standard".to_owned(),
+        signature_headers: SignatureHeaders::Standard.as_str().to_owned(),
+        sealed_headers: None,
+        sealed_inbound_secret: None,
+        description: None,
+        metadata: None,
+    }
+}
+
+fn bounded(text: &str, bytes_max: usize) -> Result<(), String> {
+    if text.len() <= bytes_max && !text.contains('\0') {
+        Ok(())
+    } else {
+        Err(format!("must be at most {bytes_max} bytes, without NUL"))
+    }
+}
+
+fn one_of<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> String {
+    let names: Vec<_> = all.iter().map(|one| name(*one)).collect();
+    format!("must be one of {}", names.join(", "))
+}
+
+/// A fault of a field. What is said completes "`name` …".
+pub fn fault(name: &str, why: impl std::fmt::Display) -> Problem {
+    ApiError::Invalid(format!("`{name}` {why}")).at(Place::Pointer(pointer_to(name)))
+}

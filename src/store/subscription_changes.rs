@@ -1,0 +1,343 @@
+//! Changes of subscriptions and of the keys that sign: each one is a transaction that raises the
+//! routing version of its application.
+
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
+
+use super::{
+    Store, StoreError, bounded,
+    idempotency::{Reservation, Standing, reserve},
+    queue::interval,
+    subscriptions::SettingsRow,
+};
+use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId};
+
+/// How many keys of a subscription may sign at a time; the oldest beyond retire at once.
+pub const SIGNING_KEYS_MAX: i64 = 5;
+
+/// A subscription to be made.
+#[derive(Debug)]
+pub struct NewSubscription<'a> {
+    /// Its id, made by the caller.
+    pub id: SubscriptionId,
+    /// The application that it belongs to.
+    pub application: ApplicationId,
+    /// Its owner's name for it.
+    pub uid: Option<&'a str>,
+    /// Its first revision.
+    pub settings: &'a SettingsRow,
+    /// Its first key; `None` where signing is off.
+    pub key: Option<NewSigningKey>,
+}
+
+/// A key to be made.
+#[derive(Debug)]
+pub struct NewSigningKey {
+    /// Its id, made by the caller: the secret is sealed for it.
+    pub id: SigningKeyId,
+    /// The secret, sealed.
+    pub sealed: Vec<u8>,
+}
+
+/// What a change came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// It is done.
+    Done,
+    /// There is no such subscription.
+    Gone,
+    /// Somebody else has changed it since it was read.
+    Outdated,
+}
+
+/// A change under way: the application is taken until its end.
+struct Change<'c> {
+    transaction: Transaction<'c, Postgres>,
+    version: i64,
+}
+
+impl Store {
+    /// Makes a subscription, unless `once` was answered before: then only its standing is told.
+    /// `None` if there is no such application. Violates `subscription_uid_key` if the uid is taken.
+    pub async fn create_subscription(
+        &self,
+        new: &NewSubscription<'_>,
+        once: Option<Reservation<'_>>,
+    ) -> Result<Option<Standing>, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let Some(mut change) = begin(&mut connection, new.application).await? else {
+                return Ok(None);
+            };
+            if let Some(once) = once {
+                let standing = reserve(&mut change.transaction, &[once]).await?[0];
+                if standing != Standing::New {
+                    return Ok(Some(standing));
+                }
+            }
+            sqlx::query(
+                "insert into subscription
+                     (subscription_id, application_id, uid, revision, routing_version)
+                 values ($1, $2, $3, 1, $4)",
+            )
+            .bind(new.id.uuid())
+            .bind(new.application.uuid())
+            .bind(new.uid)
+            .bind(change.version)
+            .execute(&mut *change.transaction)
+            .await?;
+            change.insert_revision(new.id, 1, new.settings).await?;
+            if let Some(key) = &new.key {
+                insert_key(&mut change.transaction, new.application, Some(new.id), key).await?;
+            }
+            change.transaction.commit().await?;
+            Ok(Some(Standing::New))
+        })
+        .await
+    }
+
+    /// Gives a subscription its next revision, if it is still at the one that was read. `uid`
+    /// replaces its name if there is one. A key is made if there is one: signing was off.
+    pub async fn change_subscription(
+        &self,
+        application: ApplicationId,
+        id: SubscriptionId,
+        read_revision: i32,
+        settings: &SettingsRow,
+        uid: Option<&str>,
+        key: Option<&NewSigningKey>,
+    ) -> Result<Changed, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let Some(mut change) = begin(&mut connection, application).await? else {
+                return Ok(Changed::Gone);
+            };
+            let current: Option<i32> = sqlx::query_scalar(
+                "select revision from subscription
+                 where application_id = $1 and subscription_id = $2 and deleted_at is null",
+            )
+            .bind(application.uuid())
+            .bind(id.uuid())
+            .fetch_optional(&mut *change.transaction)
+            .await?;
+            match current {
+                None => return Ok(Changed::Gone),
+                Some(revision) if revision != read_revision => return Ok(Changed::Outdated),
+                Some(_) => {}
+            }
+            change.move_to(id, read_revision + 1, uid).await?;
+            change.insert_revision(id, read_revision + 1, settings).await?;
+            if let Some(key) = key {
+                insert_key(&mut change.transaction, application, Some(id), key).await?;
+            }
+            change.transaction.commit().await?;
+            Ok(Changed::Done)
+        })
+        .await
+    }
+
+    /// Deletes a subscription: events are routed to it no more, and what waits for it is cancelled.
+    /// `false` if there is no such one.
+    pub async fn delete_subscription(
+        &self,
+        application: ApplicationId,
+        id: SubscriptionId,
+    ) -> Result<bool, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let Some(mut change) = begin(&mut connection, application).await? else {
+                return Ok(false);
+            };
+            let deleted = sqlx::query(
+                "update subscription
+                 set deleted_at = now(), updated_at = now(), routing_version = $3
+                 where application_id = $1 and subscription_id = $2 and deleted_at is null",
+            )
+            .bind(application.uuid())
+            .bind(id.uuid())
+            .bind(change.version)
+            .execute(&mut *change.transaction)
+            .await?;
+            if deleted.rows_affected() == 0 {
+                return Ok(false);
+            }
+            change.transaction.commit().await?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Makes a key the current one of a subscription. Those before sign beside it for the overlap.
+    /// `false` if there is no such subscription.
+    pub async fn rotate_signing_key(
+        &self,
+        application: ApplicationId,
+        id: SubscriptionId,
+        key: &NewSigningKey,
+        overlap: Duration,
+    ) -> Result<bool, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let Some(mut change) = begin(&mut connection, application).await? else {
+                return Ok(false);
+            };
+            let revision: Option<i32> = sqlx::query_scalar(
+                "select revision from subscription
+                 where application_id = $1 and subscription_id = $2 and deleted_at is null",
+            )
+            .bind(application.uuid())
+            .bind(id.uuid())
+            .fetch_optional(&mut *change.transaction)
+            .await?;
+            let Some(revision) = revision else { return Ok(false) };
+            sqlx::query(
+                "update signing_key set retires_at = now() + $3
+                 where application_id = $1 and subscription_id = $2 and retires_at is null",
+            )
+            .bind(application.uuid())
+            .bind(id.uuid())
+            .bind(interval(overlap))
+            .execute(&mut *change.transaction)
+            .await?;
+            insert_key(&mut change.transaction, application, Some(id), key).await?;
+            sqlx::query(
+                "update signing_key set retires_at = now()
+                 where signing_key_id in (
+                     select signing_key_id from signing_key
+                     where application_id = $1 and subscription_id = $2
+                       and (retires_at is null or retires_at > now())
+                     order by signing_key_id desc offset $3
+                 )",
+            )
+            .bind(application.uuid())
+            .bind(id.uuid())
+            .bind(SIGNING_KEYS_MAX)
+            .execute(&mut *change.transaction)
+            .await?;
+            change.move_to(id, revision + 1, None).await?;
+            change.copy_revision(id, revision).await?;
+            change.transaction.commit().await?;
+            Ok(true)
+        })
+        .await
+    }
+}
+
+/// Takes an application for a change. `None` if there is no such application. Changes of one
+/// application wait for each other here.
+async fn begin(
+    connection: &mut PgConnection,
+    application: ApplicationId,
+) -> Result<Option<Change<'_>>, StoreError> {
+    let mut transaction = connection.begin().await?;
+    let version: Option<i64> = sqlx::query_scalar(
+        "update application set routing_version = routing_version + 1
+         where application_id = $1 and deleted_at is null
+         returning routing_version",
+    )
+    .bind(application.uuid())
+    .fetch_optional(&mut *transaction)
+    .await?;
+    Ok(version.map(|version| Change { transaction, version }))
+}
+
+impl Change<'_> {
+    async fn move_to(
+        &mut self,
+        id: SubscriptionId,
+        revision: i32,
+        uid: Option<&str>,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "update subscription
+             set revision = $2, routing_version = $3, updated_at = now(), uid = coalesce($4, uid)
+             where subscription_id = $1",
+        )
+        .bind(id.uuid())
+        .bind(revision)
+        .bind(self.version)
+        .bind(uid)
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
+    }
+
+    async fn insert_revision(
+        &mut self,
+        id: SubscriptionId,
+        revision: i32,
+        settings: &SettingsRow,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into subscription_revision (
+                 subscription_id, revision, routing_version, target_url, method, event_types,
+                 filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
+                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata
+             ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                       $18)",
+        )
+        .bind(id.uuid())
+        .bind(revision)
+        .bind(self.version)
+        .bind(&settings.target_url)
+        .bind(&settings.method)
+        .bind(&settings.event_types)
+        .bind(settings.filter.as_deref())
+        .bind(settings.is_active)
+        .bind(settings.timeout_ms)
+        .bind(settings.retry.as_deref())
+        .bind(&settings.payload_format)
+        .bind(&settings.schema_version)
+        .bind(&settings.signing)
+        .bind(&settings.signature_headers)
+        .bind(settings.sealed_headers.as_deref())
+        .bind(settings.sealed_inbound_secret.as_deref())
+        .bind(settings.description.as_deref())
+        .bind(settings.metadata.as_deref())
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
+    }
+
+    /// The next revision says what this one says; the keys have changed.
+    async fn copy_revision(&mut self, id: SubscriptionId, revision: i32) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into subscription_revision (
+                 subscription_id, revision, routing_version, target_url, method, event_types,
+                 filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
+                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata
+             )
+             select subscription_id, revision + 1, $3, target_url, method, event_types,
+                    filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
+                    signature_headers, sealed_headers, sealed_inbound_secret, description, metadata
+             from subscription_revision where subscription_id = $1 and revision = $2",
+        )
+        .bind(id.uuid())
+        .bind(revision)
+        .bind(self.version)
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Inserts a key of a subscription, or of an application's explicit targets.
+pub(super) async fn insert_key(
+    connection: &mut PgConnection,
+    application: ApplicationId,
+    subscription: Option<SubscriptionId>,
+    key: &NewSigningKey,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into signing_key (signing_key_id, application_id, subscription_id, sealed)
+         values ($1, $2, $3, $4)",
+    )
+    .bind(key.id.uuid())
+    .bind(application.uuid())
+    .bind(subscription.map(SubscriptionId::uuid))
+    .bind(&key.sealed)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

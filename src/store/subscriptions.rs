@@ -1,0 +1,259 @@
+//! Subscriptions, their revisions, and the keys that sign.
+//!
+//! Every change takes the application's row, raises its routing version, and stamps what it changed
+//! with the new one. So a snapshot is brought up to date by what lies above its version, and the
+//! transaction that stores an event finds out that its snapshot was too old.
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Store, StoreError, bounded};
+use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId, Uid};
+
+/// A subscription at its current revision.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct SubscriptionRow {
+    subscription_id: Uuid,
+    /// Its owner's name for it.
+    pub uid: Option<String>,
+    /// The current revision's number.
+    pub revision: i32,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// When it was deleted.
+    pub deleted_at: Option<DateTime<Utc>>,
+    /// All that may change.
+    #[sqlx(flatten)]
+    pub settings: SettingsRow,
+}
+
+impl SubscriptionRow {
+    /// Its id.
+    pub fn id(&self) -> SubscriptionId {
+        SubscriptionId::from_uuid(self.subscription_id)
+    }
+}
+
+/// What one revision says.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct SettingsRow {
+    /// Where events go.
+    pub target_url: String,
+    /// A method's name.
+    pub method: String,
+    /// Patterns.
+    pub event_types: Vec<String>,
+    /// JSON text.
+    pub filter: Option<String>,
+    /// Whether events are sent.
+    pub is_active: bool,
+    /// The deadline over one exchange; `None`: that of the settings.
+    pub timeout_ms: Option<i32>,
+    /// JSON text; `None`: the policy of the settings.
+    pub retry: Option<String>,
+    /// A format's name.
+    pub payload_format: String,
+    /// What the envelope tells of its form.
+    pub schema_version: String,
+    /// `standard` or `none`.
+    pub signing: String,
+    /// A name of `SignatureHeaders`.
+    pub signature_headers: String,
+    /// A JSON object of names and values, sealed.
+    pub sealed_headers: Option<Vec<u8>>,
+    /// The secret that checks what comes in, sealed.
+    pub sealed_inbound_secret: Option<Vec<u8>>,
+    /// For people.
+    pub description: Option<String>,
+    /// JSON text.
+    pub metadata: Option<String>,
+}
+
+/// A key that signs, sealed.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct SigningKeyRow {
+    signing_key_id: Uuid,
+    subscription_id: Option<Uuid>,
+    /// The secret, sealed.
+    pub sealed: Vec<u8>,
+    /// When it stops to sign; `None` for the current one.
+    pub retires_at: Option<DateTime<Utc>>,
+}
+
+impl SigningKeyRow {
+    /// Its id.
+    pub fn id(&self) -> SigningKeyId {
+        SigningKeyId::from_uuid(self.signing_key_id)
+    }
+
+    /// The subscription whose deliveries it signs; `None`: the application's explicit targets.
+    pub fn subscription(&self) -> Option<SubscriptionId> {
+        self.subscription_id.map(SubscriptionId::from_uuid)
+    }
+}
+
+/// What has changed of an application since a version.
+#[derive(Debug)]
+pub struct Changes {
+    /// The version that it has now.
+    pub version: i64,
+    /// Subscriptions that were made, changed or deleted since; at their current revisions.
+    pub subscriptions: Vec<SubscriptionRow>,
+    /// The keys of these, and those of the application's explicit targets: newest first.
+    pub keys: Vec<SigningKeyRow>,
+}
+
+macro_rules! current_subscriptions {
+    ($rest:literal) => {
+        concat!(
+            "select s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
+                    r.target_url, r.method, r.event_types, r.filter, r.is_active, r.timeout_ms,
+                    r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
+                    r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata
+             from subscription s join subscription_revision r using (subscription_id, revision) ",
+            $rest
+        )
+    };
+}
+
+/// What a subscription is named by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubscriptionName {
+    /// Our id.
+    Id(SubscriptionId),
+    /// Its owner's name for it.
+    Uid(Uid),
+}
+
+/// Which subscriptions a list shows.
+#[derive(Debug, Default)]
+pub struct SubscriptionFilter {
+    /// Only active ones, or only others.
+    pub is_active: Option<bool>,
+    /// Only those with this very pattern among their event types.
+    pub event_type: Option<String>,
+    /// Only those with this very URL.
+    pub target_url: Option<String>,
+    /// Only older than this one: where the last page ended.
+    pub older_than: Option<SubscriptionId>,
+}
+
+impl Store {
+    /// One subscription of an application, unless it is deleted.
+    pub async fn subscription(
+        &self,
+        application: ApplicationId,
+        name: &SubscriptionName,
+    ) -> Result<Option<SubscriptionRow>, StoreError> {
+        bounded(async {
+            let query = match name {
+                SubscriptionName::Id(id) => sqlx::query_as(current_subscriptions!(
+                    "where s.application_id = $1 and s.subscription_id = $2
+                       and s.deleted_at is null"
+                ))
+                .bind(application.uuid())
+                .bind(id.uuid()),
+                SubscriptionName::Uid(uid) => sqlx::query_as(current_subscriptions!(
+                    "where s.application_id = $1 and s.uid = $2 and s.deleted_at is null"
+                ))
+                .bind(application.uuid())
+                .bind(uid.as_str()),
+            };
+            Ok(query.fetch_optional(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// Lists an application's subscriptions, newest first: up to `rows_max` of those that the filter
+    /// lets through.
+    pub async fn subscriptions(
+        &self,
+        application: ApplicationId,
+        filter: &SubscriptionFilter,
+        rows_max: i64,
+    ) -> Result<Vec<SubscriptionRow>, StoreError> {
+        bounded(async {
+            Ok(sqlx::query_as(current_subscriptions!(
+                "where s.application_id = $1 and s.deleted_at is null
+                   and ($2::uuid is null or s.subscription_id < $2)
+                   and ($3::boolean is null or r.is_active = $3)
+                   and ($4::text is null or $4 = any(r.event_types))
+                   and ($5::text is null or r.target_url = $5)
+                 order by s.subscription_id desc limit $6"
+            ))
+            .bind(application.uuid())
+            .bind(filter.older_than.map(SubscriptionId::uuid))
+            .bind(filter.is_active)
+            .bind(filter.event_type.as_deref())
+            .bind(filter.target_url.as_deref())
+            .bind(rows_max)
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
+    }
+
+    /// The keys of a subscription that still sign, newest first.
+    pub async fn signing_keys(
+        &self,
+        subscription: SubscriptionId,
+    ) -> Result<Vec<SigningKeyRow>, StoreError> {
+        bounded(async {
+            Ok(sqlx::query_as(
+                "select signing_key_id, subscription_id, sealed, retires_at from signing_key k
+                 join subscription s using (application_id, subscription_id)
+                 where subscription_id = $1 and (retires_at is null or retires_at > now())
+                 order by signing_key_id desc",
+            )
+            .bind(subscription.uuid())
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
+    }
+
+    /// What has changed of an application since the version that is known (0: nothing is known).
+    /// `None` if there is no such application.
+    pub async fn changes_since(
+        &self,
+        application: ApplicationId,
+        known: i64,
+    ) -> Result<Option<Changes>, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            // The version first: what is read after it may be newer, and is then read once more.
+            let version: Option<i64> = sqlx::query_scalar(
+                "select routing_version from application
+                 where application_id = $1 and deleted_at is null",
+            )
+            .bind(application.uuid())
+            .fetch_optional(&mut *connection)
+            .await?;
+            let Some(version) = version else { return Ok(None) };
+            let subscriptions: Vec<SubscriptionRow> = sqlx::query_as(current_subscriptions!(
+                "where s.application_id = $1 and s.routing_version > $2
+                       and ($2 > 0 or s.deleted_at is null)"
+            ))
+            .bind(application.uuid())
+            .bind(known)
+            .fetch_all(&mut *connection)
+            .await?;
+            let keys = sqlx::query_as(
+                "select signing_key_id, subscription_id, sealed, retires_at from signing_key
+                 where application_id = $1
+                   and ($2 = 0 or subscription_id is null or subscription_id = any($3))
+                   and (retires_at is null or retires_at > now())
+                 order by signing_key_id desc",
+            )
+            .bind(application.uuid())
+            .bind(known)
+            .bind(subscriptions.iter().map(|row| row.subscription_id).collect::<Vec<_>>())
+            .fetch_all(&mut *connection)
+            .await?;
+            Ok(Some(Changes { version, subscriptions, keys }))
+        })
+        .await
+    }
+}

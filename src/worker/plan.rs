@@ -1,0 +1,189 @@
+//! How a claim is to be sent: as its subscription says at this moment, or as the settings say.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use super::Shared;
+use crate::{
+    delivery::request::{Attempt, Outgoing, RequestRefused, Signature},
+    domain::{
+        RetryPolicy, Subscription, TargetUrl,
+        envelope::{Facts, envelope},
+        ids::DEFAULT_APPLICATION,
+        routing::{Place, Snapshot},
+        subscription::{CustomHeaders, Method, PayloadFormat, SignatureHeaders, Signing},
+    },
+    store::queue::Claim,
+};
+
+/// How long a delivery waits that cannot be sent at present: its subscription is disabled, or
+/// cannot be read here.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// What is to be done with a claim.
+pub enum Plan {
+    /// Send it.
+    Send(Way),
+    /// Look again after a while; it is no attempt.
+    Wait(Duration),
+    /// Its subscription, or its application, is gone.
+    Cancel,
+}
+
+/// How a claim is sent.
+pub enum Way {
+    /// As a subscription says.
+    Subscription(Arc<Subscription>),
+    /// To the URL that the request named, signed by its application.
+    Explicit(Arc<Snapshot>),
+    /// The same for `default`, whose key is in the settings.
+    Settings,
+}
+
+/// Decides how a claim is sent. Waits for the database as long as that takes: a delivery must not
+/// end because it could not be asked.
+pub async fn plan(shared: &Shared, claim: &Claim) -> Plan {
+    match claim.subscription {
+        None if claim.application == DEFAULT_APPLICATION => Plan::Send(Way::Settings),
+        None => match snapshot(shared, claim, false).await {
+            Some(snapshot) => Plan::Send(Way::Explicit(snapshot)),
+            None => Plan::Cancel,
+        },
+        Some(id) => {
+            let mut snapshot = snapshot(shared, claim, false).await;
+            let is_known = |snapshot: &Arc<Snapshot>| snapshot.subscription(id).is_some();
+            if !snapshot.as_ref().is_some_and(is_known) {
+                // It may be younger than what is known here.
+                snapshot = self::snapshot(shared, claim, true).await;
+            }
+            match snapshot.as_ref().and_then(|snapshot| snapshot.subscription(id)) {
+                Some(Place::Subscription(subscription)) if subscription.is_active => {
+                    Plan::Send(Way::Subscription(subscription.clone()))
+                }
+                Some(Place::Subscription(_) | Place::Unreadable) => Plan::Wait(WAIT),
+                None => Plan::Cancel,
+            }
+        }
+    }
+}
+
+async fn snapshot(shared: &Shared, claim: &Claim, must_be_latest: bool) -> Option<Arc<Snapshot>> {
+    let (store, application) = (&shared.store, claim.application);
+    loop {
+        let read = if must_be_latest {
+            shared.routes.latest(store, application).await
+        } else {
+            shared.routes.fresh(store, application).await
+        };
+        match read {
+            Ok(snapshot) => return snapshot,
+            // While the database is away, what was last known goes on to count.
+            Err(error) => {
+                let known = shared.routes.known(application).filter(|_| !must_be_latest);
+                if known.is_some() {
+                    return known;
+                }
+                tracing::debug!(%error, "a delivery waits for what is known of its application");
+                tokio::time::sleep(super::OUTAGE_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Way {
+    /// The request of one attempt.
+    pub fn request(
+        &self,
+        shared: &Shared,
+        claim: &Claim,
+        at: DateTime<Utc>,
+    ) -> Result<Outgoing, RequestRefused> {
+        let none = CustomHeaders::default();
+        let body = self.body(claim);
+        let mut attempt = Attempt {
+            event_id: claim.event_id,
+            event_type: claim.event_type.as_deref(),
+            delivery_id: claim.delivery_id,
+            number: claim.attempt_count + 1,
+            at,
+            span_id: rand::random(),
+            method: Method::Post,
+            target: self.target(claim),
+            headers: &none,
+            signature: Signature::Unreadable,
+            body: &body,
+        };
+        let signed;
+        match self {
+            Self::Settings => {
+                attempt.signature = Signature::By(&shared.keys, SignatureHeaders::Standard);
+            }
+            Self::Explicit(snapshot) => {
+                if let Some(keys) = &snapshot.keys {
+                    signed = keys.at(at);
+                    attempt.signature = Signature::By(&signed, SignatureHeaders::Standard);
+                }
+            }
+            Self::Subscription(subscription) => {
+                let sending = &subscription.sending;
+                attempt.method = sending.method;
+                attempt.headers = &sending.headers;
+                attempt.signature = match &sending.signing {
+                    Signing::None => Signature::None,
+                    Signing::Unreadable => Signature::Unreadable,
+                    Signing::Keys(keys) => {
+                        signed = keys.at(at);
+                        Signature::By(&signed, sending.signature_headers)
+                    }
+                };
+            }
+        }
+        Outgoing::of(&attempt)
+    }
+
+    /// Where it goes.
+    pub fn target<'a>(&'a self, claim: &'a Claim) -> &'a TargetUrl {
+        match self {
+            Self::Subscription(subscription) => &subscription.sending.target,
+            Self::Explicit(_) | Self::Settings => &claim.target,
+        }
+    }
+
+    /// The deadline over the exchange.
+    pub fn timeout(&self, shared: &Shared) -> Duration {
+        let own = match self {
+            Self::Subscription(subscription) => subscription.sending.timeout,
+            Self::Explicit(_) | Self::Settings => None,
+        };
+        own.unwrap_or(shared.settings.http_timeout)
+    }
+
+    /// When it is tried again.
+    pub fn retry<'a>(&'a self, shared: &'a Shared) -> &'a RetryPolicy {
+        let own = match self {
+            Self::Subscription(subscription) => subscription.sending.retry.as_ref(),
+            Self::Explicit(_) | Self::Settings => None,
+        };
+        own.unwrap_or(&shared.settings.retry)
+    }
+
+    fn body(&self, claim: &Claim) -> Bytes {
+        match self {
+            Self::Subscription(subscription)
+                if subscription.sending.format == PayloadFormat::Envelope =>
+            {
+                envelope(&Facts {
+                    event: claim.event_id,
+                    event_type: claim.event_type.as_deref(),
+                    application: claim.application,
+                    payload: &claim.payload,
+                    metadata: claim.metadata.as_deref(),
+                    schema_version: &subscription.sending.schema_version,
+                })
+            }
+            _ => claim.payload.clone(),
+        }
+    }
+}
