@@ -108,15 +108,20 @@ impl Store {
         .await
     }
 
-    /// Whom a key lets in: nobody, if there is no such key, or it is expired or revoked. Notes the
-    /// use, once a minute at most.
+    /// Whom a key lets in: nobody, if there is no such key, it is expired or revoked, or its
+    /// application is deleted (it may have been made while that happened). Notes the use, once a
+    /// minute at most.
     pub async fn principal_of(&self, hash: ApiKeyHash) -> Result<Option<Principal>, StoreError> {
         bounded(async {
             let mut query = QueryBuilder::<Postgres>::new("with known as (select ");
             query.push(COLUMNS).push(" from api_key where hash = ");
             query.push_bind(hash.bytes().as_slice());
             query.push(
-                " and revoked_at is null and (expires_at is null or expires_at > now())),
+                " and revoked_at is null and (expires_at is null or expires_at > now())
+                  and not exists (
+                      select from application a
+                      where a.application_id = api_key.application_id and a.deleted_at is not null
+                  )),
                  used as (
                      update api_key set last_used_at = now() from known
                      where api_key.key_id = known.key_id
