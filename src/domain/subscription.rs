@@ -259,7 +259,7 @@ impl fmt::Debug for CustomHeaders {
 
 /// A retry policy as it is written in JSON, by callers and in the database alike. Times in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 pub enum RetrySettings {
     /// So long after each failure; then dead.
     Schedule(Vec<f64>),
@@ -358,6 +358,8 @@ mod tests {
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }
+        let unknown = r#"{"max_attempts": 5, "base_seconds": 2, "max_seconds": 60, "jitter": 0}"#;
+        assert!(serde_json::from_str::<RetrySettings>(unknown).is_err());
     }
 
     #[test]
