@@ -26,8 +26,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ApplicationId, Permission, SigningKey, SigningKeyId, SubscriptionId, Uid,
-        subscription::sealed,
+        ApplicationId, EventTypePatterns, Permission, SigningKey, SigningKeyId, SubscriptionId,
+        TargetUrl, Uid, subscription::sealed,
     },
     store::{
         StoreError,
@@ -179,8 +179,12 @@ pub async fn list(
     let filter = SubscriptionFilter {
         is_active: given
             .read("is_active", |text| text.parse::<bool>().map_err(|_| "must be true or false"))?,
-        event_type: given.text("event_type").map(str::to_owned),
-        target_url: given.text("target_url").map(str::to_owned),
+        event_type: given.read("event_type", |text| {
+            EventTypePatterns::parse(&[text]).map(|_| text.to_owned())
+        })?,
+        target_url: given
+            .read("target_url", TargetUrl::parse)?
+            .map(|target| target.as_str().to_owned()),
         older_than: given
             .read("cursor", |text| Cursor::Subscriptions.read(text))?
             .map(SubscriptionId::from_uuid),
