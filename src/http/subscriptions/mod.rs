@@ -216,14 +216,8 @@ pub async fn replace(
     uri: Uri,
     request: Request,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    change(&state, caller, &name, &uri, request, |given, id, before| {
-        let mut settings = given.settings(id)?;
-        // It is no part of what is shown, so nobody can be asked to send it back.
-        settings.sealed_inbound_secret =
-            settings.sealed_inbound_secret.or(before.sealed_inbound_secret);
-        Ok(settings)
-    })
-    .await
+    change(&state, caller, &name, &uri, request, |given, id, before| given.replaced(id, before))
+        .await
 }
 
 /// Changes some settings of a subscription. Null stands for the default.

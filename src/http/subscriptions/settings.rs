@@ -104,14 +104,30 @@ impl<'a> Given<'a> {
         secret(&self.members, "secret")
     }
 
-    /// All of the settings anew: what is not told has its default.
+    /// All of the settings of a new subscription: what is not told has its default.
     pub fn settings(&self, id: SubscriptionId) -> Result<SettingsRow, Problem> {
+        self.replaced(id, defaults())
+    }
+
+    /// All of the settings anew: what is not told has its default. What is shown to nobody cannot be
+    /// sent back: the inbound secret stays unless it is told, a redacted header has its value.
+    pub fn replaced(
+        &self,
+        id: SubscriptionId,
+        before: SettingsRow,
+    ) -> Result<SettingsRow, Problem> {
         for names in [TARGET_URL, EVENT_TYPES] {
             if self.alias(names)?.is_none() {
                 return Err(fault(names[0], "is missing"));
             }
         }
-        self.changed(id, defaults())
+        let has_headers = self.members.raw("headers").is_some();
+        let kept = SettingsRow {
+            sealed_headers: before.sealed_headers.filter(|_| has_headers),
+            sealed_inbound_secret: before.sealed_inbound_secret,
+            ..defaults()
+        };
+        self.changed(id, kept)
     }
 
     /// The settings, changed by what is told. Null stands for the default.
