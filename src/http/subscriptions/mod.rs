@@ -248,7 +248,7 @@ async fn change(
     if given.secret()?.is_some() {
         return Err(fault("secret", "is changed by POST …/rotate-secret, with an overlap"));
     }
-    let uid = given.uid()?;
+    let uid = given.new_uid()?;
     let change = |id, before| settings(&given, id, before);
     apply(state, application, name, uid.as_ref(), change).await
 }

@@ -104,6 +104,15 @@ impl<'a> Given<'a> {
         secret(&self.members, "secret")
     }
 
+    /// The owner's new name for it.
+    pub fn new_uid(&self) -> Result<Option<Uid>, Problem> {
+        let uid = self.uid()?;
+        if uid.is_none() && self.members.raw("uid").is_some() {
+            return Err(fault("uid", "can be changed, and not be taken away"));
+        }
+        Ok(uid)
+    }
+
     /// All of the settings of a new subscription: what is not told has its default.
     pub fn settings(&self, id: SubscriptionId) -> Result<SettingsRow, Problem> {
         self.replaced(id, defaults())
