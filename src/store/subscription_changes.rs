@@ -207,7 +207,7 @@ impl Store {
                      select signing_key_id from signing_key
                      where application_id = $1 and subscription_id = $2
                        and (retires_at is null or retires_at > now())
-                     order by signing_key_id desc offset $3
+                     order by retires_at is not null, signing_key_id desc offset $3
                  )",
             )
             .bind(application.uuid())

@@ -195,7 +195,8 @@ impl Store {
         .await
     }
 
-    /// The keys of a subscription that still sign, newest first.
+    /// The keys of a subscription that still sign, newest first. The current one is that by its row,
+    /// and not by its id: two processes' clocks may differ by a little.
     pub async fn signing_keys(
         &self,
         subscription: SubscriptionId,
@@ -205,7 +206,7 @@ impl Store {
                 "select signing_key_id, subscription_id, sealed, retires_at from signing_key k
                  join subscription s using (application_id, subscription_id)
                  where subscription_id = $1 and (retires_at is null or retires_at > now())
-                 order by signing_key_id desc",
+                 order by retires_at is not null, signing_key_id desc",
             )
             .bind(subscription.uuid())
             .fetch_all(&self.pool)
@@ -245,7 +246,7 @@ impl Store {
                  where application_id = $1
                    and ($2 = 0 or subscription_id is null or subscription_id = any($3))
                    and (retires_at is null or retires_at > now())
-                 order by signing_key_id desc",
+                 order by retires_at is not null, signing_key_id desc",
             )
             .bind(application.uuid())
             .bind(known)
