@@ -92,3 +92,7 @@ create index signing_key_owner_idx on signing_key (application_id, subscription_
 -- Null for explicit targets.
 alter table delivery_queue add column subscription_id uuid;
 alter table delivery add column subscription_id uuid;
+
+-- Until now all were posted.
+alter table attempt add column request_method text not null default 'POST'
+    constraint attempt_request_method_known check (request_method in ('POST', 'PUT', 'PATCH'));

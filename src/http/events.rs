@@ -179,7 +179,7 @@ pub struct AttemptBody {
 /// What was sent.
 #[derive(Serialize)]
 pub struct RequestBody {
-    method: &'static str,
+    method: String,
     url: String,
     headers: BTreeMap<String, String>,
 }
@@ -288,7 +288,7 @@ impl From<AttemptRow> for AttemptBody {
             started_at: row.started_at,
             duration_ms: row.duration_ms,
             request: RequestBody {
-                method: "POST",
+                method: row.request_method,
                 url: row.request_url,
                 headers: headers_of(&row.request_headers),
             },

@@ -10,6 +10,7 @@ use super::dispatchers::DispatcherId;
 use crate::domain::{
     ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId,
     SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
+    subscription::Method,
 };
 
 /// What a result must carry to count.
@@ -168,6 +169,8 @@ pub struct AttemptRecord {
     pub started_at: DateTime<Utc>,
     /// How long it took.
     pub duration: Duration,
+    /// The method.
+    pub request_method: Method,
     /// The URL that was called.
     pub request_url: String,
     /// Header lines as sent, secrets redacted.

@@ -127,6 +127,8 @@ pub struct AttemptRow {
     pub started_at: DateTime<Utc>,
     /// How long it took, in milliseconds.
     pub duration_ms: i32,
+    /// With which method.
+    pub request_method: String,
     /// What was called.
     pub request_url: String,
     /// Header lines as sent.
@@ -381,8 +383,8 @@ const EVENT_DELIVERIES: &str = "
 
 /// The lengths come from the row alone, so what is not shown is not even read.
 const EVENT_ATTEMPTS: &str = "
-    select delivery_id, attempt_id, scheduled_at, started_at, duration_ms, request_url,
-           request_headers, response_status, error_class, error_message, is_late,
+    select delivery_id, attempt_id, scheduled_at, started_at, duration_ms, request_method,
+           request_url, request_headers, response_status, error_class, error_message, is_late,
            case when fits then response_headers end as response_headers,
            case when fits then response_body end as response_body,
            response_truncated or not fits as response_truncated

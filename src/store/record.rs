@@ -50,11 +50,12 @@ macro_rules! result_rows {
         select * from unnest(
             $1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[], $7::bigint[],
             $8::uuid[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::text[], $13::text[],
-            $14::smallint[], $15::text[], $16::bytea[], $17::boolean[], $18::text[], $19::text[])
+            $14::smallint[], $15::text[], $16::bytea[], $17::boolean[], $18::text[], $19::text[],
+            $20::text[])
         as r(delivery_id, owner, claim_number, event_type, state, reason, retry_us,
              attempt_id, scheduled_at, started_at, duration_ms, request_url, request_headers,
              response_status, response_headers, response_body, response_truncated, error_class,
-             error_message)
+             error_message, request_method)
     )"
     };
 }
@@ -110,19 +111,19 @@ const RECORD: &str = concat!(
     ),
     counted as (
         select delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
-               request_url, request_headers, response_status, response_headers, response_body,
-               response_truncated, error_class, error_message
+               request_method, request_url, request_headers, response_status, response_headers,
+               response_body, response_truncated, error_class, error_message
         from ended
         union all
         select delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
-               request_url, request_headers, response_status, response_headers, response_body,
-               response_truncated, error_class, error_message
+               request_method, request_url, request_headers, response_status, response_headers,
+               response_body, response_truncated, error_class, error_message
         from rescheduled
     ),
     kept as (
         insert into attempt (delivery_id, claim_number, attempt_id, scheduled_at, started_at,
-                             duration_ms, request_url, request_headers, response_status,
-                             response_headers, response_body, response_truncated, error_class,
+                             duration_ms, request_method, request_url, request_headers,
+                             response_status, response_headers, response_body, response_truncated, error_class,
                              error_message, is_late)
         select counted.*, false from counted where attempt_id is not null
     )
@@ -135,12 +136,12 @@ const KEEP_LATE: &str = concat!(
     ",
     kept as (
         insert into attempt (delivery_id, claim_number, attempt_id, scheduled_at, started_at,
-                             duration_ms, request_url, request_headers, response_status,
-                             response_headers, response_body, response_truncated, error_class,
+                             duration_ms, request_method, request_url, request_headers,
+                             response_status, response_headers, response_body, response_truncated, error_class,
                              error_message, is_late)
         select delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
-               request_url, request_headers, response_status, response_headers, response_body,
-               response_truncated, error_class, error_message, true
+               request_method, request_url, request_headers, response_status, response_headers,
+               response_body, response_truncated, error_class, error_message, true
         from result where attempt_id is not null
         on conflict (delivery_id, claim_number) do nothing
         returning delivery_id
@@ -170,6 +171,7 @@ struct Columns<'a> {
     response_truncated: Vec<bool>,
     error_class: Vec<Option<&'static str>>,
     error_message: Vec<Option<&'a str>>,
+    request_method: Vec<Option<&'static str>>,
 }
 
 impl<'a> Columns<'a> {
@@ -210,6 +212,7 @@ impl<'a> Columns<'a> {
         self.response_truncated.push(response.is_some_and(|r| r.is_truncated));
         self.error_class.push(failure.map(|f| f.class.as_str()));
         self.error_message.push(failure.map(|f| f.message.as_str()));
+        self.request_method.push(attempt.map(|a| a.request_method.as_str()));
     }
 
     fn bind<'q>(self, query: ScalarQuery<'q>) -> ScalarQuery<'q>
@@ -236,6 +239,7 @@ impl<'a> Columns<'a> {
             .bind(self.response_truncated)
             .bind(self.error_class)
             .bind(self.error_message)
+            .bind(self.request_method)
     }
 }
 

@@ -161,6 +161,7 @@ fn conclude(
         scheduled_at: claim.scheduled_at,
         started_at,
         duration,
+        request_method: way.method(),
         request_url: way.target(&claim).as_str().to_owned(),
         request_headers,
         response,

@@ -109,7 +109,7 @@ impl Way {
             number: claim.attempt_count + 1,
             at,
             span_id: rand::random(),
-            method: Method::Post,
+            method: self.method(),
             target: self.target(claim),
             headers: &none,
             signature: Signature::Unreadable,
@@ -128,7 +128,6 @@ impl Way {
             }
             Self::Subscription(subscription) => {
                 let sending = &subscription.sending;
-                attempt.method = sending.method;
                 attempt.headers = &sending.headers;
                 attempt.signature = match &sending.signing {
                     Signing::None => Signature::None,
@@ -141,6 +140,14 @@ impl Way {
             }
         }
         Outgoing::of(&attempt)
+    }
+
+    /// Its method.
+    pub fn method(&self) -> Method {
+        match self {
+            Self::Subscription(subscription) => subscription.sending.method,
+            Self::Explicit(_) | Self::Settings => Method::Post,
+        }
     }
 
     /// Where it goes.

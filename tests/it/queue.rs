@@ -11,6 +11,7 @@ use webhook_dispatcher::{
         ids::{AttemptId, DEFAULT_APPLICATION},
         outcome::Failure,
         pacing::LaneQuota,
+        subscription::Method,
     },
     store::{
         Store,
@@ -117,6 +118,7 @@ fn finished(id: DeliveryId, token: ClaimToken, next: Next) -> Finished {
         event_type: None,
         next,
         attempt: Some(AttemptRecord {
+            request_method: Method::Post,
             attempt_id: AttemptId::new(1, rand::random()),
             scheduled_at: chrono::Utc::now(),
             started_at: chrono::Utc::now(),
