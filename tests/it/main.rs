@@ -6,6 +6,7 @@
 mod support;
 
 mod api;
+mod applications;
 mod bad_input;
 mod batch;
 mod delivery;
@@ -16,7 +17,12 @@ mod pool;
 mod process;
 mod queue;
 mod receivers_on_request;
+mod roles;
+mod routing;
 mod sealing;
+mod signing;
+mod subscribed;
+mod subscriptions;
 mod tidy;
 mod verifiers;
 mod worker;

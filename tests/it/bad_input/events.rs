@@ -188,7 +188,7 @@ fn events() -> Vec<(&'static str, String, Expected)> {
                 404,
                 "application-not-found",
                 Some(("pointer", "/application")),
-                "expected an id such as `app_",
+                "there is no such application",
             ),
         ),
         (

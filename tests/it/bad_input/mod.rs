@@ -2,6 +2,7 @@
 
 mod events;
 mod requests;
+mod subscriptions;
 
 use proptest::{
     prelude::*,

@@ -205,7 +205,7 @@ async fn a_bad_question_is_a_problem() {
         ("/events?subject=%00", parameter("subject", "without control characters")),
         (
             "/events?application=x",
-            Expected(404, "application-not-found", Some(("parameter", "application")), "app_"),
+            Expected(404, "application-not-found", Some(("parameter", "application")), "no such"),
         ),
         ("/events/evt_0192d4e012347abc8def0123456789ab", no_event("there is no such event")),
         (

@@ -96,6 +96,36 @@ impl TestApp {
         answer(self.http.get(format!("{}{path}", self.base)).send().await.unwrap()).await
     }
 
+    /// Sends a request, with a key and a body where there is one; answers status and body. What is
+    /// refused must be a problem document.
+    pub async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> (u16, Value) {
+        let mut request =
+            self.http.request(method.parse().unwrap(), format!("{}{path}", self.base));
+        if let Some(key) = key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_string());
+        }
+        let (status, body) = answer(request.send().await.unwrap()).await;
+        let is_problem = body["type"].as_str().is_some_and(|name| name.starts_with("/problems/"));
+        assert_eq!(is_problem, status.as_u16() >= 400, "{method} {path}: {status} {body}");
+        (status.as_u16(), body)
+    }
+
+    /// Makes something with a POST that must succeed, and shows it.
+    pub async fn make(&self, path: &str, body: Value) -> Value {
+        let (status, made) = self.call("POST", path, None, Some(&body)).await;
+        assert_eq!(status, 201, "{path} {body}: {made}");
+        made
+    }
+
     /// Accepts an event to a URL and tells its id.
     pub async fn accept(&self, target_url: &str) -> String {
         let body = serde_json::json!({"payload": {"hello": "world"}, "target_url": target_url});

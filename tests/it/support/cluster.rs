@@ -51,6 +51,32 @@ impl TestDatabase {
         Store::connect_lazy(self.options.clone(), 5)
     }
 
+    /// All rows of all tables as text, those with bytes as Latin-1 too: for what must not be there.
+    pub async fn dump(&self) -> String {
+        let mut connection = self.options.connect().await.unwrap();
+        let columns: Vec<(String, String, String)> = sqlx::query_as(
+            "select table_name::text, column_name::text, data_type::text
+             from information_schema.columns where table_schema = 'public'",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+        let mut dump = String::new();
+        for (table, column, kind) in columns {
+            let value = if kind == "bytea" {
+                format!("encode(\"{column}\", 'escape')")
+            } else {
+                format!("\"{column}\"::text")
+            };
+            let query = format!("select {value} from \"{table}\" where \"{column}\" is not null");
+            let values: Vec<String> =
+                sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(&mut connection).await.unwrap();
+            dump.extend(values.into_iter().map(|value| value + "\n"));
+        }
+        connection.close().await.unwrap();
+        dump
+    }
+
     /// How another process connects to it.
     pub fn url(&self) -> String {
         let host = self.options.get_socket().expect("the private cluster listens on a socket");

@@ -10,4 +10,4 @@ pub mod tls;
 
 pub use app::{TestApp, config, eventually};
 pub use cluster::TestDatabase;
-pub use receiver::{Answer, Receiver};
+pub use receiver::{Answer, Received, Receiver};
