@@ -38,8 +38,8 @@ fn fields() -> Vec<(Value, &'static str, &'static str)> {
         (with("filter", json!({"dat": 1})), "/filter/dat", "data"),
         (with("filter", json!({"data.a": {"gtt": 1}})), "/filter/data.a/gtt", "gt"),
         (
-            with("filter", json!({"and": [{}, {"data.x/y": {"in": 1}}]})),
-            "/filter/and/1/data.x~1y/in",
+            with("filter", json!({"all": [{"type": "a"}, {"data['x/y']": {"in": 1}}]})),
+            "/filter/all/1/data['x~1y']/in",
             "list",
         ),
         (with("method", json!("GET")), "/method", "one of POST, PUT, PATCH"),
