@@ -171,24 +171,32 @@ async fn a_disabled_subscription_gets_nothing() {
     app.stop().await;
 }
 
-/// Catches: what waits for a deleted subscription sent, or left to wait for ever.
+/// Catches: what waits for a deleted subscription sent, or left to wait for ever, whether it is due
+/// again and again or in an hour.
 #[tokio::test]
 async fn what_waits_for_a_deleted_subscription_is_cancelled() {
     let receiver = Receiver::always(503).await;
     let app = TestApp::start().await;
-    let body = json!({"target_url": receiver.url("/"), "event_types": "a", "uid": "mine",
-        "retry": patient()});
-    app.make("/subscriptions", body).await;
-    let id = publish(&app, "a").await;
-    eventually("an attempt", async || (receiver.count() > 0).then_some(())).await;
-    assert_eq!(app.call("DELETE", "/subscriptions/mine", None, None).await.0, 204);
-    let event = app.wait_for(&id, "cancelled").await;
-    let delivery = &event["deliveries"][0];
-    assert_eq!(
-        (&delivery["state"], &delivery["reason"]),
-        (&json!("cancelled"), &json!("cancelled"))
-    );
-    assert_eq!(event["attempt_count"], receiver.count());
+    for retry in [patient(), json!([3_600])] {
+        let body = json!({"target_url": receiver.url("/"), "event_types": "a", "uid": "mine",
+            "retry": retry});
+        app.make("/subscriptions", body).await;
+        let id = publish(&app, "a").await;
+        let attempts = async || {
+            let received = receiver.received();
+            received.iter().filter(|request| request.header("webhook-id") == id).count()
+        };
+        eventually("a recorded attempt", async || {
+            (app.event(&id).await["attempt_count"] != 0).then_some(())
+        })
+        .await;
+        assert_eq!(app.call("DELETE", "/subscriptions/mine", None, None).await.0, 204);
+        let event = app.wait_for(&id, "cancelled").await;
+        let delivery = &event["deliveries"][0];
+        let cancelled = json!("cancelled");
+        assert_eq!((&delivery["state"], &delivery["reason"]), (&cancelled, &cancelled));
+        assert_eq!(event["attempt_count"], attempts().await);
+    }
     app.stop().await;
 }
 
