@@ -216,8 +216,8 @@ pub async fn replace(
     uri: Uri,
     request: Request,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    change(&state, caller, &name, &uri, request, |given, id, before| given.replaced(id, before))
-        .await
+    let replaced = |given: &Given<'_>, id, before| given.replaced(id, before);
+    change(&state, caller, &name, &uri, request, replaced).await
 }
 
 /// Changes some settings of a subscription. Null stands for the default.
@@ -228,7 +228,6 @@ pub async fn patch(
     uri: Uri,
     request: Request,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method is of one lifetime")]
     let changed = |given: &Given<'_>, id, before| given.changed(id, before);
     change(&state, caller, &name, &uri, request, changed).await
 }
