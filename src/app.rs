@@ -22,7 +22,7 @@ use crate::{
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{self, ApiState, BatchRoom, Known, Limit, SubscriptionBounds, Targets},
+    http::{self, ApiState, BatchRoom, Catalogue, Known, Limit, SubscriptionBounds, Targets},
     ingest::{Batcher, Handover, Routes},
     sealing,
     store::{Store, StoreError},
@@ -205,6 +205,7 @@ impl App {
                 http_timeout: config.http_timeout,
                 delivery_age_max: config.delivery_age_max,
             },
+            catalogue: Catalogue::default(),
             clock: clock.clone(),
             targets: Targets {
                 default: config.target_url.clone(),

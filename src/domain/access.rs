@@ -37,7 +37,7 @@ pub enum Permission {
     NameTargets,
     /// To change an application's subscriptions, event types and keys.
     Manage,
-    /// To make and delete applications, and to see all of them.
+    /// To make and delete applications, to see all of them, and to change the instance's event types.
     Administer,
 }
 

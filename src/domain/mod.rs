@@ -14,6 +14,7 @@
 pub mod access;
 pub mod address;
 pub mod attempt;
+pub mod catalogue;
 pub mod delivery;
 pub mod envelope;
 pub mod event;
@@ -25,6 +26,7 @@ pub mod outcome;
 pub mod pacing;
 pub mod retry;
 pub mod routing;
+pub mod schema;
 pub mod sealing;
 pub mod signature;
 pub mod subscription;
@@ -32,6 +34,7 @@ pub mod target;
 pub mod uid;
 
 pub use access::{ApiKey, ApiKeyHash, Permission, Principal, Role};
+pub use catalogue::Definition;
 pub use delivery::{DeliveryState, EventStatus};
 pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
@@ -41,6 +44,7 @@ pub use ids::{
 };
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};
+pub use schema::Schema;
 pub use signature::SigningKey;
 pub use subscription::Subscription;
 pub use target::TargetUrl;

@@ -29,7 +29,7 @@ use crate::{
 /// How many bytes the name of an application, or of a key, may have.
 const NAME_BYTES_MAX: usize = 255;
 /// The fields of an application, as callers send it.
-const FIELDS: &[&str; 2] = &["uid", "name"];
+const FIELDS: &[&str; 3] = &["uid", "name", "accepts_unknown_types"];
 
 /// An application as it is shown.
 #[derive(Serialize)]
@@ -37,6 +37,7 @@ pub struct ApplicationBody {
     id: ApplicationId,
     uid: String,
     name: String,
+    accepts_unknown_types: bool,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
 }
@@ -44,8 +45,8 @@ pub struct ApplicationBody {
 impl From<ApplicationRow> for ApplicationBody {
     fn from(row: ApplicationRow) -> Self {
         let id = row.id();
-        let ApplicationRow { uid, name, created_at, updated_at, .. } = row;
-        Self { id, uid, name, created_at, updated_at }
+        let ApplicationRow { uid, name, accepts_unknown_types, created_at, updated_at, .. } = row;
+        Self { id, uid, name, accepts_unknown_types, created_at, updated_at }
     }
 }
 
@@ -67,7 +68,9 @@ pub async fn create(
         .as_ref()
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
     let signs = subscriptions::signing_key(&state, &subscriptions::new_secret());
-    let new = NewApplication { id, uid: &uid, name: &name, key: &signs };
+    let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);
+    let new =
+        NewApplication { id, uid: &uid, name: &name, accepts_unknown_types, key: &signs };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;
     let id = match standing {
         Standing::New => id,
@@ -130,9 +133,14 @@ pub async fn change(
             return Err(ApiError::Conflict("the uid of `default` cannot be changed").into());
         }
     }
-    let change = ApplicationChange { uid: uid.as_ref().map(Uid::as_str), name: name.as_deref() };
+    let change = ApplicationChange {
+        uid: uid.as_ref().map(Uid::as_str),
+        name: name.as_deref(),
+        accepts_unknown_types: given.boolean("accepts_unknown_types")?,
+    };
     let row = state.store.change_application(id, &change).await.map_err(taken)?;
     state.known.forget();
+    state.catalogue.forget();
     Ok(Json(row.ok_or(ApiError::ApplicationNotFound(None))?.into()))
 }
 

@@ -15,7 +15,7 @@ use super::{
     problem::{Place, Problem},
 };
 use crate::{
-    domain::{ApiKeyId, ApplicationId, EventId, IdempotencyKey, SubscriptionId, Uid},
+    domain::{ApiKeyId, ApplicationId, EventId, EventType, IdempotencyKey, SubscriptionId, Uid},
     store::{idempotency::Reservation, subscriptions::SubscriptionName},
 };
 
@@ -126,6 +126,21 @@ impl<S: Send + Sync> FromRequestParts<S> for SubscriptionPath {
     }
 }
 
+/// The event type that a path names. What cannot be a name names none.
+pub struct EventTypePath(pub EventType);
+
+impl<S: Send + Sync> FromRequestParts<S> for EventTypePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        // Where a route of that very name is, the path has no part that is named.
+        let last = || parts.uri.path().rsplit('/').next().unwrap_or_default().to_owned();
+        let name = path.map_or_else(|_| last(), |Path(name)| name);
+        EventType::parse(&name).map(Self).map_err(|_| ApiError::EventTypeNotFound)
+    }
+}
+
 /// `Idempotency-Key`, if the request has one.
 pub struct IdempotencyHeader(pub String);
 
@@ -183,6 +198,8 @@ pub enum Cursor {
     ApiKeys = b'k' as isize,
     /// `GET /subscriptions`.
     Subscriptions = b's' as isize,
+    /// `GET /event-types`, by name.
+    EventTypes = b't' as isize,
 }
 
 impl Cursor {
@@ -202,6 +219,21 @@ impl Cursor {
             .strip_prefix(&self.head())
             .and_then(|uuid| Uuid::from_slice(uuid).ok())
             .filter(|uuid| uuid.get_version_num() == 7)
+            .ok_or(NO_CURSOR)
+    }
+
+    /// Where a page of a list by name ended.
+    pub fn after_name(self, name: &str) -> String {
+        URL_SAFE_NO_PAD.encode([self.head().as_slice(), name.as_bytes()].concat())
+    }
+
+    /// Reads a cursor of a list of event types by name.
+    pub fn read_name(self, cursor: &str) -> Result<EventType, &'static str> {
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).unwrap_or_default();
+        bytes
+            .strip_prefix(&self.head())
+            .and_then(|name| str::from_utf8(name).ok())
+            .and_then(|name| EventType::parse(name).ok())
             .ok_or(NO_CURSOR)
     }
 

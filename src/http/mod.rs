@@ -6,6 +6,8 @@ mod applications;
 mod batch;
 mod body;
 mod caller;
+mod catalogue;
+mod event_types;
 mod events;
 mod extract;
 mod health;
@@ -24,7 +26,7 @@ use axum::{
     http::{HeaderName, HeaderValue, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use tower::util::MapRequest;
 
@@ -39,6 +41,7 @@ use crate::{
 pub use access::{Access, AdminKey};
 pub use body::{BatchRoom, Limit};
 pub use caller::Known;
+pub use catalogue::Catalogue;
 pub use problem::ApiError;
 pub use submission::Targets;
 pub use subscriptions::Bounds as SubscriptionBounds;
@@ -64,6 +67,8 @@ pub struct Api {
     pub access: Access,
     /// Who called lately, and what they named.
     pub known: Known,
+    /// What was published lately, and what its types ask for.
+    pub catalogue: Catalogue,
     /// For ids.
     pub clock: Clock,
     /// Seals the secrets that are made here.
@@ -103,6 +108,11 @@ const PROBES: [&str; 3] = ["/health", "/livez", "/readyz"];
 /// All routes, behind [`without_trailing_slash`]: an axum layer would come after the routing.
 pub type Routes = MapRequest<Router, fn(Request) -> Request>;
 
+/// What one event type takes. One may be called `load`.
+fn event_type() -> MethodRouter<ApiState> {
+    get(event_types::show).patch(event_types::change).delete(event_types::delete)
+}
+
 /// All routes. One layer is around them all: see [`gate`].
 pub fn router(state: ApiState) -> Routes {
     let events = Router::new()
@@ -121,6 +131,9 @@ pub fn router(state: ApiState) -> Routes {
         .route("/subscriptions/{id}/disable", post(subscriptions::disable))
         .route("/subscriptions/{id}/secret", get(subscriptions::secret))
         .route("/subscriptions/{id}/rotate-secret", post(subscriptions::rotate_secret))
+        .route("/event-types", get(event_types::list).post(event_types::create))
+        .route("/event-types/load", event_type().post(event_types::load))
+        .route("/event-types/{name}", event_type())
         .route("/applications", get(applications::list).post(applications::create))
         .route(
             "/applications/{id}",

@@ -24,7 +24,7 @@ pub fn shown(name: &str) -> String {
 }
 
 /// The known name that is most like this one, whatever its case and its separators.
-fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let normal = |name: &str| name.replace(['-', '_', ' '], "").to_lowercase();
     let name = normal(name);
     let similarity = |known: &&&str| strsim::jaro_winkler(&name, &normal(known));

@@ -79,6 +79,28 @@ pub enum ApiError {
     /// No such subscription, or not this caller's.
     #[error("there is no such subscription{}", because(.0.as_ref()))]
     SubscriptionNotFound(Option<IdError>),
+    /// No such type in the catalogue that is asked.
+    #[error("there is no such event type in this catalogue")]
+    EventTypeNotFound,
+    /// The application takes only types that are in its catalogue.
+    #[error(
+        "`type`: the application takes no event types that it does not know, and `{event_type}` is \
+         none of them{}", did_you_mean(.meant.as_deref())
+    )]
+    UnknownEventType {
+        /// What was sent.
+        event_type: String,
+        /// What may have been meant.
+        meant: Option<String>,
+    },
+    /// The payload breaks the schema of its type.
+    #[error("`payload` is not what the schema of `{event_type}` asks for: {faults}")]
+    PayloadRefused {
+        /// The type.
+        event_type: String,
+        /// What is wrong, and where in the payload; some of it, if it is much.
+        faults: String,
+    },
     /// What there is does not allow it.
     #[error("{0}")]
     Conflict(&'static str),
@@ -104,6 +126,10 @@ pub enum ApiError {
 
 fn because(error: Option<&IdError>) -> String {
     error.map(|error| format!(": {error}")).unwrap_or_default()
+}
+
+fn did_you_mean(name: Option<&str>) -> String {
+    name.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default()
 }
 
 impl ApiError {
@@ -165,6 +191,17 @@ impl ApiError {
                 "/problems/subscription-not-found",
                 "Subscription not found",
             ),
+            Self::EventTypeNotFound => {
+                (StatusCode::NOT_FOUND, "/problems/event-type-not-found", "Event type not found")
+            }
+            Self::UnknownEventType { .. } => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "/problems/unknown-event-type",
+                "Unknown event type",
+            ),
+            Self::PayloadRefused { .. } => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "/problems/payload-refused", "Payload refused")
+            }
             Self::Conflict(_) => (StatusCode::CONFLICT, "/problems/conflict", "Conflict"),
             Self::KeyReused => {
                 (StatusCode::CONFLICT, "/problems/idempotency-key-reused", "Idempotency key reused")

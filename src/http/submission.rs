@@ -67,7 +67,8 @@ impl Draft {
     }
 }
 
-/// Reads an event that somebody sends: it must be well, and its sender's to send.
+/// Reads an event that somebody sends: it must be well, its sender's to send, and what its type asks
+/// for.
 pub async fn read(
     state: &ApiState,
     caller: Caller,
@@ -81,6 +82,10 @@ pub async fn read(
     let application =
         application.map_err(|error| error.at(Place::Pointer(pointer_to("application"))))?;
     caller.must(draft.permission())?;
+    if let Some(event_type) = &draft.event_type {
+        let catalogue = &state.catalogue;
+        catalogue.check(&state.store, application, event_type, &draft.payload).await?;
+    }
     Ok(draft.of(application))
 }
 

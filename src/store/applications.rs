@@ -19,6 +19,8 @@ pub struct ApplicationRow {
     pub uid: String,
     /// What people call it.
     pub name: String,
+    /// Whether events of types that are in no catalogue are taken.
+    pub accepts_unknown_types: bool,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
@@ -52,6 +54,8 @@ pub struct NewApplication<'a> {
     pub name: &'a str,
     /// What signs its explicit targets.
     pub key: &'a NewSigningKey,
+    /// Whether events of types that are in no catalogue are taken.
+    pub accepts_unknown_types: bool,
 }
 
 /// What is to be changed of an application; `None` leaves it as it is.
@@ -61,9 +65,11 @@ pub struct ApplicationChange<'a> {
     pub uid: Option<&'a str>,
     /// What people call it.
     pub name: Option<&'a str>,
+    /// Whether events of types that are in no catalogue are taken.
+    pub accepts_unknown_types: Option<bool>,
 }
 
-const COLUMNS: &str = "application_id, uid, name, created_at, updated_at";
+const COLUMNS: &str = "application_id, uid, name, accepts_unknown_types, created_at, updated_at";
 
 impl Store {
     /// Makes an application, unless `once` was answered before: then only its standing is told.
@@ -82,12 +88,16 @@ impl Store {
                     return Ok(standing);
                 }
             }
-            sqlx::query("insert into application (application_id, uid, name) values ($1, $2, $3)")
-                .bind(new.id.uuid())
-                .bind(new.uid)
-                .bind(new.name)
-                .execute(&mut *transaction)
-                .await?;
+            sqlx::query(
+                "insert into application (application_id, uid, name, accepts_unknown_types)
+                 values ($1, $2, $3, $4)",
+            )
+            .bind(new.id.uuid())
+            .bind(new.uid)
+            .bind(new.name)
+            .bind(new.accepts_unknown_types)
+            .execute(&mut *transaction)
+            .await?;
             insert_key(&mut transaction, new.id, None, new.key).await?;
             transaction.commit().await?;
             Ok(Standing::New)
@@ -144,13 +154,17 @@ impl Store {
         bounded(async {
             Ok(sqlx::query_as(
                 "update application
-                 set uid = coalesce($2, uid), name = coalesce($3, name), updated_at = now()
+                 set uid = coalesce($2, uid), name = coalesce($3, name),
+                     accepts_unknown_types = coalesce($4, accepts_unknown_types),
+                     updated_at = now()
                  where application_id = $1 and deleted_at is null
-                 returning application_id, uid, name, created_at, updated_at",
+                 returning application_id, uid, name, accepts_unknown_types, created_at,
+                           updated_at",
             )
             .bind(id.uuid())
             .bind(change.uid)
             .bind(change.name)
+            .bind(change.accepts_unknown_types)
             .fetch_optional(&self.pool)
             .await?)
         })

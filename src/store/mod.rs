@@ -9,6 +9,7 @@ pub mod applications;
 mod claim;
 pub mod dispatchers;
 mod draining;
+pub mod event_types;
 pub mod events;
 pub mod history;
 pub mod idempotency;

@@ -12,6 +12,7 @@ mod batch;
 mod delivery;
 mod documents;
 mod embedded_postgres;
+mod event_types;
 mod partitions;
 mod pool;
 mod process;
