@@ -1,4 +1,5 @@
-//! The command line. No logic: it reads the settings, starts the service, and waits for a signal.
+//! The command line. No logic: it reads the settings, starts the service or runs a command, and
+//! waits for a signal.
 
 use std::process::ExitCode;
 
@@ -6,6 +7,7 @@ use clap::{Parser, Subcommand};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use webhook_dispatcher::{
     app::{App, threads_per_half},
+    commands,
     config::{Config, Settings, Surroundings},
     http::Access,
     probe, shutdown, telemetry,
@@ -31,15 +33,18 @@ enum Command {
     /// Ask the service that runs with these settings on this machine whether it is ready; exit 0 if
     /// it is.
     Health,
+    #[command(flatten)]
+    InDatabase(commands::Command),
 }
 
 fn main() -> ExitCode {
     let Cli { command, mut settings } = Cli::parse();
+    settings.surroundings = Surroundings::from_env();
     match command {
         None | Some(Command::Serve) => {}
         Some(Command::Health) => return health(&settings),
+        Some(Command::InDatabase(command)) => return run(command, &settings),
     }
-    settings.surroundings = Surroundings::from_env();
     telemetry::start_logging(&settings.log, settings.log_format);
     let config = match settings.check() {
         Ok(config) => config,
@@ -72,6 +77,23 @@ fn health(settings: &Settings) -> ExitCode {
     match probe::ready(bind) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error.to_string()),
+    }
+}
+
+/// Runs a command in the database.
+fn run(command: commands::Command, settings: &Settings) -> ExitCode {
+    telemetry::start_logging(&settings.log, settings.log_format);
+    let database = match settings.database() {
+        Ok(database) => database,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(commands::run(command, database, &mut std::io::stdout()))
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&format!("{error:#}")),
     }
 }
 

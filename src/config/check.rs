@@ -193,7 +193,7 @@ impl Settings {
     /// Checks the settings as a whole.
     pub fn check(&self) -> Result<Config, ConfigError> {
         let bind = self.bind()?;
-        let database_url = set(self.database_url.as_ref().map(|url| url.0.as_str()));
+        let database_url = self.database_url();
         let key = set(self.admin_api_key.as_ref().map(|key| key.0.as_str()));
         let is_local_default = database_url.is_none() && key.is_none() && bind.ip().is_loopback();
         let addresses = self.addresses(is_local_default)?;
@@ -210,7 +210,7 @@ impl Settings {
         }
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
         Ok(Config {
-            database: self.database(database_url)?,
+            database: self.database()?,
             encryption: self.encryption(database_url.is_some())?,
             bind,
             role: self.role,
@@ -259,8 +259,13 @@ impl Settings {
         }
     }
 
-    fn database(&self, url: Option<&str>) -> Result<Database, ConfigError> {
-        if let Some(url) = url {
+    fn database_url(&self) -> Option<&str> {
+        set(self.database_url.as_ref().map(|url| url.0.as_str()))
+    }
+
+    /// Where the database is. Looks at nothing else, for commands that need nothing else.
+    pub fn database(&self) -> Result<Database, ConfigError> {
+        if let Some(url) = self.database_url() {
             // The parser takes any scheme, and its message may quote the URL with a password.
             let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
             let options = PgConnectOptions::from_str(url).ok().filter(|_| is_postgres);

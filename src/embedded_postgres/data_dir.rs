@@ -18,6 +18,9 @@ use super::error::EmbeddedPostgresError;
 const LOCK_WAIT_MAX: Duration = Duration::from_millis(500);
 const LOCK_RETRY_AFTER: Duration = Duration::from_millis(25);
 
+/// The folder of the cluster.
+const CLUSTER: &str = "postgres";
+
 /// The name of a socket's file on the port that we use; its folder is ours alone.
 const SOCKET_NAME: &str = ".s.PGSQL.5432";
 
@@ -63,7 +66,7 @@ impl DataDir {
         let asked = std::path::absolute(asked)
             .map_err(EmbeddedPostgresError::file("find the full path of", asked))?;
         check_expressible(&asked)?;
-        let account = Account::choose(&asked.join("postgres"))?;
+        let account = Account::choose(&asked.join(CLUSTER))?;
         make(&asked, &account).await?;
         let path =
             fs::canonicalize(&asked).map_err(EmbeddedPostgresError::file("resolve", &asked))?;
@@ -73,7 +76,7 @@ impl DataDir {
     }
 
     pub(super) fn cluster(&self) -> PathBuf {
-        self.path.join("postgres")
+        self.path.join(CLUSTER)
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -96,6 +99,12 @@ impl DataDir {
             tracing::debug!(dir = %dir.display(), %cause, "the socket's folder stays");
         }
     }
+}
+
+/// The folders of the cluster and of the socket in a `DATA_DIR` that is in use.
+pub(super) fn places_of(asked: &Path) -> Result<(PathBuf, PathBuf), EmbeddedPostgresError> {
+    let path = fs::canonicalize(asked).map_err(EmbeddedPostgresError::file("resolve", asked))?;
+    Ok((path.join(CLUSTER), socket_dir(&path, geteuid().as_raw())))
 }
 
 /// Postgres writes paths into files with lines, and sqlx takes them as text.

@@ -167,6 +167,17 @@ pub enum EmbeddedPostgresError {
         reason: String,
     },
 
+    /// A service runs, and its Postgres takes no connection.
+    #[error("the Postgres of {cluster} takes no connection: {says}{}", of_pid(*.pid))]
+    NotServing {
+        /// The folder of the cluster.
+        cluster: PathBuf,
+        /// The pid in `postmaster.pid`, if there is one.
+        pid: Option<i32>,
+        /// What it answered, or that it did not.
+        says: String,
+    },
+
     /// Postgres could be stopped neither fast nor at once.
     #[error("Postgres on {cluster} could not be stopped: {output}")]
     Stop {
@@ -201,6 +212,10 @@ pub enum EmbeddedPostgresError {
     /// Postgres runs but refused us, or a statement.
     #[error("the private Postgres refused what it was asked: {0}")]
     Database(sqlx::Error),
+}
+
+fn of_pid(pid: Option<i32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 }
 
 impl EmbeddedPostgresError {

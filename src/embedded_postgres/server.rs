@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::binaries::Binaries;
 use super::cluster;
-use super::data_dir::DataDir;
+use super::data_dir::{self, DataDir};
 use super::error::EmbeddedPostgresError;
 use super::log;
 use super::postmaster::{self, Answer, PidFile, Postmaster};
@@ -103,6 +103,34 @@ impl EmbeddedPostgres {
         let (cluster, adopted) = (server.data_dir.cluster(), server.was_adopted());
         tracing::info!(cluster = %cluster.display(), adopted, "the private Postgres is ready");
         Ok(server)
+    }
+
+    /// How to connect to the Postgres of a service that runs on `data_dir`, which this changes
+    /// nothing of. Waits for one that is only starting.
+    pub async fn attach(data_dir: &Path) -> Result<PgConnectOptions, EmbeddedPostgresError> {
+        let (cluster, socket_dir) = data_dir::places_of(data_dir)?;
+        let mut wait = Wait::new();
+        loop {
+            let (pid, says) = match postmaster::look(&cluster, &socket_dir, true).await {
+                Postmaster::Serving { connection, socket_dir } => {
+                    if let Err(cause) = connection.close().await {
+                        tracing::debug!(%cause, "a first connection did not close well");
+                    }
+                    return Ok(postmaster::options(&socket_dir, DATABASE));
+                }
+                Postmaster::Unready { pid, says, is_working } => {
+                    if is_working {
+                        wait.heard_of_it();
+                    }
+                    (Some(pid), says)
+                }
+                Postmaster::Gone { stale_pid } => (stale_pid, "it does not run".to_owned()),
+            };
+            if !wait.is_bearable(READY_WAIT_MAX) {
+                return Err(EmbeddedPostgresError::NotServing { cluster, pid, says });
+            }
+            wait.pause(&says).await;
+        }
     }
 
     /// How to connect to the service's database.

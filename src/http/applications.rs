@@ -69,8 +69,7 @@ pub async fn create(
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
     let signs = subscriptions::signing_key(&state, &subscriptions::new_secret());
     let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);
-    let new =
-        NewApplication { id, uid: &uid, name: &name, accepts_unknown_types, key: &signs };
+    let new = NewApplication { id, uid: &uid, name: &name, accepts_unknown_types, key: &signs };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;
     let id = match standing {
         Standing::New => id,

@@ -195,4 +195,18 @@ impl Store {
         })
         .await
     }
+
+    /// Revokes a key, whosever it is; `false` if there is no such key. For the operator alone.
+    pub async fn revoke_api_key_of_any(&self, id: ApiKeyId) -> Result<bool, StoreError> {
+        bounded(async {
+            let revoked = sqlx::query(
+                "update api_key set revoked_at = coalesce(revoked_at, now()) where key_id = $1",
+            )
+            .bind(id.uuid())
+            .execute(&self.pool)
+            .await?;
+            Ok(revoked.rows_affected() > 0)
+        })
+        .await
+    }
 }

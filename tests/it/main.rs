@@ -9,6 +9,7 @@ mod api;
 mod applications;
 mod bad_input;
 mod batch;
+mod commands;
 mod delivery;
 mod documents;
 mod embedded_postgres;

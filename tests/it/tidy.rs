@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("worker", &["domain", "store", "delivery", "ingest", "worker", "clock", "telemetry"]),
     ("sealing", &["domain", "store", "sealing"]),
     ("http", &["domain", "store", "ingest", "http", "clock", "telemetry"]),
+    ("commands", &["domain", "store", "config", "embedded_postgres", "commands"]),
     ("embedded_postgres", &["embedded_postgres"]),
 ];
 /// What the pure core must not know.
