@@ -37,11 +37,19 @@ struct Known {
     snapshot: Arc<Snapshot>,
     /// `None`: it was found stale.
     read_at: Option<Instant>,
+    /// When it could last not be brought up to date.
+    failed_at: Option<Instant>,
 }
 
 impl Known {
     fn is_fresh(&self) -> bool {
         self.read_at.is_some_and(|at| at.elapsed() < FRESH_FOR)
+    }
+
+    /// Whether it will do for sending: also while the database is away, which is not asked by every
+    /// delivery that there is.
+    fn will_do(&self) -> bool {
+        self.is_fresh() || self.failed_at.is_some_and(|at| at.elapsed() < FRESH_FOR)
     }
 }
 
@@ -83,14 +91,14 @@ impl Routes {
         Ok(())
     }
 
-    /// The snapshot of an application, at most [`FRESH_FOR`] old; `None` if there is no such
-    /// application.
+    /// The snapshot of an application, at most [`FRESH_FOR`] old unless the database could not be
+    /// asked meanwhile; `None` if there is no such application.
     pub async fn fresh(
         &self,
         store: &Store,
         application: ApplicationId,
     ) -> Result<Option<Arc<Snapshot>>, StoreError> {
-        self.read_unless(store, application, Known::is_fresh).await
+        self.read_unless(store, application, Known::will_do).await
     }
 
     /// The snapshot of an application as it is now.
@@ -133,7 +141,13 @@ impl Routes {
         let read_at = Instant::now();
         let before = before.map(|known| known.snapshot);
         let version = before.as_ref().map_or(0, |snapshot| snapshot.version);
-        let Some(changes) = store.changes_since(application, version).await? else {
+        let changes = store.changes_since(application, version).await;
+        if changes.is_err()
+            && let Some(known) = self.entries().get_mut(&application)
+        {
+            known.failed_at = Some(Instant::now());
+        }
+        let Some(changes) = changes? else {
             self.entries().remove(&application);
             return Ok(None);
         };
@@ -143,7 +157,10 @@ impl Routes {
                 Arc::new(snapshot::changed(application, before.as_deref(), &changes, &self.sealing))
             }
         };
-        self.keep(application, Known { snapshot: snapshot.clone(), read_at: Some(read_at) });
+        self.keep(
+            application,
+            Known { snapshot: snapshot.clone(), read_at: Some(read_at), failed_at: None },
+        );
         Ok(Some(snapshot))
     }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    idempotency::{Reservation, Standing, reserve},
+    idempotency::{Reservation, Standing, stand},
 };
 use crate::domain::{ApiKeyHash, ApiKeyId, ApplicationId, Principal, Role};
 
@@ -83,11 +83,9 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            if let Some(once) = once {
-                let standing = reserve(&mut transaction, &[once]).await?[0];
-                if standing != Standing::New {
-                    return Ok(standing);
-                }
+            let standing = stand(&mut transaction, once).await?;
+            if standing != Standing::New {
+                return Ok(standing);
             }
             sqlx::query(
                 "insert into api_key (key_id, application_id, name, role, hint, hash, expires_at)

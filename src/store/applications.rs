@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    idempotency::{Reservation, Standing, reserve},
+    idempotency::{Reservation, Standing, stand},
     subscription_changes::{NewSigningKey, insert_key},
 };
 use crate::domain::{ApplicationId, Uid};
@@ -82,11 +82,9 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            if let Some(once) = once {
-                let standing = reserve(&mut transaction, &[once]).await?[0];
-                if standing != Standing::New {
-                    return Ok(standing);
-                }
+            let standing = stand(&mut transaction, once).await?;
+            if standing != Standing::New {
+                return Ok(standing);
             }
             sqlx::query(
                 "insert into application (application_id, uid, name, accepts_unknown_types)

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    idempotency::{Reservation, Standing, reserve},
+    idempotency::{Reservation, Standing, stand},
 };
 use crate::domain::{ApplicationId, Definition, EventType, catalogue::StandardType};
 
@@ -112,11 +112,9 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            if let Some(once) = once {
-                let standing = reserve(&mut transaction, &[once]).await?[0];
-                if standing != Standing::New {
-                    return Ok(standing);
-                }
+            let standing = stand(&mut transaction, once).await?;
+            if standing != Standing::New {
+                return Ok(standing);
             }
             sqlx::query(
                 "insert into event_type (application_id, name, description, schema, checks_payload,

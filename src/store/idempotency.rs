@@ -88,6 +88,17 @@ pub(super) async fn reserve(
     Ok(wanted.iter().map(|one| standing(one, &rows)).collect())
 }
 
+/// How a request stands that may carry a key: without one it is new.
+pub(super) async fn stand(
+    connection: &mut PgConnection,
+    once: Option<Reservation<'_>>,
+) -> Result<Standing, StoreError> {
+    match once {
+        Some(once) => Ok(reserve(connection, &[once]).await?[0]),
+        None => Ok(Standing::New),
+    }
+}
+
 /// What the stored keys say about one request.
 fn standing(wanted: &Reservation<'_>, rows: &[KeyRow]) -> Standing {
     let row = rows

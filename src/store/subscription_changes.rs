@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use super::{
     Store, StoreError, bounded,
-    idempotency::{Reservation, Standing, reserve},
+    idempotency::{Reservation, Standing, stand},
     queue::interval,
     subscriptions::SettingsRow,
 };
@@ -70,11 +70,9 @@ impl Store {
             let Some(mut change) = begin(&mut connection, new.application).await? else {
                 return Ok(None);
             };
-            if let Some(once) = once {
-                let standing = reserve(&mut change.transaction, &[once]).await?[0];
-                if standing != Standing::New {
-                    return Ok(Some(standing));
-                }
+            let standing = stand(&mut change.transaction, once).await?;
+            if standing != Standing::New {
+                return Ok(Some(standing));
             }
             sqlx::query(
                 "insert into subscription
