@@ -3,8 +3,8 @@
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::Serialize;
 
-use super::ApiState;
-use crate::telemetry;
+use super::{ApiError, ApiState, caller::Caller};
+use crate::{domain::Permission, telemetry};
 
 #[derive(Serialize)]
 pub struct Health {
@@ -27,12 +27,18 @@ pub async fn ready(State(state): State<ApiState>) -> impl IntoResponse {
     }
 }
 
-/// `GET /metrics`: the text format of Prometheus.
-pub async fn metrics(State(state): State<ApiState>) -> impl IntoResponse {
+/// `GET /metrics`: the text format of Prometheus. The figures are the instance's, and so not for the
+/// keys of applications.
+pub async fn metrics(
+    State(state): State<ApiState>,
+    caller: Caller,
+) -> Result<impl IntoResponse, ApiError> {
+    caller.must(Permission::Administer)?;
     let (in_flight, held) = {
         let lanes = state.handover.lanes();
         (lanes.in_flight(), lanes.held())
     };
     telemetry::load(in_flight, held);
-    ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], telemetry::render_metrics())
+    let content_type = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((content_type, telemetry::render_metrics()))
 }

@@ -25,6 +25,7 @@ fn table() -> Vec<Row> {
     let subscription = json!({"target_url": "http://127.0.0.1:9/", "event_types": "a"});
     vec![
         ("GET", "/nothing", None, all),
+        ("GET", "/metrics", None, none),
         ("POST", "/events", Some(typed.clone()), publishes),
         ("POST", "/events", Some(named.clone()), names_targets),
         ("POST", "/events", Some(json!({"payload": 1})), names_targets),
@@ -42,6 +43,9 @@ fn table() -> Vec<Row> {
         ("GET", "/subscriptions/{subscription}/secret", None, manages),
         ("POST", "/subscriptions/{subscription}/rotate-secret", Some(json!({})), manages),
         ("DELETE", "/subscriptions/{subscription}", None, manages),
+        ("GET", "/event-types", None, reads),
+        ("POST", "/event-types", Some(json!({"name": "role.made"})), manages),
+        ("POST", "/event-types/load?scope=instance", Some(json!({})), none),
         ("GET", "/applications", None, reads),
         ("POST", "/applications", Some(json!({})), none),
         ("GET", "/applications/{application}", None, reads),
