@@ -6,13 +6,15 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::{
-    ids::ApplicationId,
+    ids::{ApplicationId, SubscriptionId},
     json::{self, JsonError, Nul},
     target::TargetUrl,
 };
 
 /// How many bytes the name of an event type may have.
 pub const EVENT_TYPE_BYTES_MAX: usize = 128;
+/// What the names of the service's own event types begin with.
+pub const OPERATOR_TYPES: &str = "webhook.";
 /// How many bytes an idempotency key may have.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// How many bytes a subject may have.
@@ -29,6 +31,9 @@ pub enum EventError {
          at most {EVENT_TYPE_BYTES_MAX} bytes"
     )]
     EventType,
+    /// A name of the service's own.
+    #[error("must not begin with `{OPERATOR_TYPES}`: such events are the service's own")]
+    OperatorType,
     /// Empty, too long, or not printable ASCII.
     #[error("must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters")]
     IdempotencyKey,
@@ -63,6 +68,11 @@ impl EventType {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is one of the service's own, which nobody else publishes.
+    pub fn is_operators(&self) -> bool {
+        self.0.starts_with(OPERATOR_TYPES)
     }
 }
 
@@ -156,6 +166,8 @@ pub enum Route {
     Explicit(TargetUrl),
     /// To the URL that the settings name, for a request that names none.
     Default(TargetUrl),
+    /// To this one subscription, whatever types and payloads it asks for.
+    One(SubscriptionId),
 }
 
 /// What every way in becomes: all that is needed to store an event and route it.
@@ -197,6 +209,7 @@ impl Submission {
             Route::Subscriptions => part(b"subscriptions", Some(b"")),
             Route::Explicit(target) => part(b"target", Some(target.as_str().as_bytes())),
             Route::Default(_) => part(b"default", Some(b"")),
+            Route::One(id) => part(b"subscription", Some(id.uuid().as_bytes())),
         }
         hash.finalize().into()
     }
@@ -264,6 +277,8 @@ mod tests {
             Submission { route: Route::Explicit(target("http://b/")), ..base.clone() },
             Submission { route: Route::Default(target("http://a/")), ..base.clone() },
             Submission { route: Route::Subscriptions, ..base.clone() },
+            Submission { route: Route::One(SubscriptionId::new(1, [0; 10])), ..base.clone() },
+            Submission { route: Route::One(SubscriptionId::new(2, [0; 10])), ..base.clone() },
         ] {
             assert_ne!(base.fingerprint(), other.fingerprint(), "{other:?}");
         }

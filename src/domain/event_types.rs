@@ -11,11 +11,6 @@ pub const PATTERNS_MAX: usize = 100;
 /// How many bytes a pattern may have: those of an event type.
 pub const PATTERN_BYTES_MAX: usize = EVENT_TYPE_BYTES_MAX;
 
-/// What the types of operator events begin with: what the service itself has to say about
-/// subscriptions. They go to who names them. A subscription to `*` wants the events of a business,
-/// and one that is told of its own failures would fail over them.
-const OPERATOR_TYPES: &str = "webhook.";
-
 /// Why a text is no pattern. The text completes "`event_types` …".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventTypePatternError {
@@ -61,7 +56,9 @@ pub enum EventTypePattern {
     Exact(EventType),
     /// `invoice.*`: all types below this one, at any depth, and not itself.
     Below(EventType),
-    /// `*`: all types but those of operator events.
+    /// `*`: all types but those of operator events, which the service itself has to say about
+    /// subscriptions. They go to who names them: a subscription to `*` wants the events of a
+    /// business, and one that is told of its own failures would fail over them.
     All,
 }
 
@@ -90,13 +87,13 @@ impl EventTypePattern {
 
     /// Whether an event of this type is meant.
     pub fn matches(&self, event_type: &EventType) -> bool {
-        let event_type = event_type.as_str();
         match self {
-            Self::Exact(name) => name.as_str() == event_type,
+            Self::Exact(name) => name == event_type,
             Self::Below(name) => {
-                event_type.strip_prefix(name.as_str()).is_some_and(|below| below.starts_with('.'))
+                let below = event_type.as_str().strip_prefix(name.as_str());
+                below.is_some_and(|below| below.starts_with('.'))
             }
-            Self::All => !event_type.starts_with(OPERATOR_TYPES),
+            Self::All => !event_type.is_operators(),
         }
     }
 }
@@ -197,18 +194,19 @@ impl PatternIndex {
         reason = "it merges the few sorted runs that there are"
     )]
     pub fn candidates(&self, event_type: &EventType) -> Vec<u32> {
-        let mut places: Vec<u32> = self.lists(event_type.as_str()).flatten().copied().collect();
+        let mut places: Vec<u32> = self.lists(event_type).flatten().copied().collect();
         places.sort();
         places.dedup();
         places
     }
 
     /// The lists that a type is in: at most one for each of its segments, and one more.
-    fn lists<'i>(&'i self, event_type: &'i str) -> impl Iterator<Item = &'i Vec<u32>> {
-        let above = event_type.match_indices('.').map(|(end, _)| &event_type[..end]);
+    fn lists<'i>(&'i self, event_type: &'i EventType) -> impl Iterator<Item = &'i Vec<u32>> {
+        let name = event_type.as_str();
+        let above = name.match_indices('.').map(|(end, _)| &name[..end]);
         let below = above.filter_map(|name| self.below.get(name));
-        let all = (!event_type.starts_with(OPERATOR_TYPES)).then_some(&self.all);
-        self.exact.get(event_type).into_iter().chain(below).chain(all)
+        let all = (!event_type.is_operators()).then_some(&self.all);
+        self.exact.get(name).into_iter().chain(below).chain(all)
     }
 }
 
@@ -314,7 +312,7 @@ mod tests {
             ("group7", vec![]),
             ("kind7.made.again", vec![]),
         ] {
-            let touched: usize = index.lists(name).map(Vec::len).sum();
+            let touched: usize = index.lists(&event_type(name)).map(Vec::len).sum();
             assert_eq!(touched, expected.len(), "{name}");
             assert_eq!(index.candidates(&event_type(name)), expected, "{name}");
         }

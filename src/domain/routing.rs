@@ -92,13 +92,19 @@ pub fn route(snapshot: &Snapshot, submission: &Submission) -> Vec<Destination> {
             subscription: None,
             target: target.clone(),
         }],
-        Route::Subscriptions => matching(snapshot, submission)
-            .map(|subscription| Destination {
-                lane: subscription.id.lane(),
-                subscription: Some(subscription.id),
-                target: subscription.sending.target.clone(),
-            })
-            .collect(),
+        Route::Subscriptions => matching(snapshot, submission).map(destination).collect(),
+        Route::One(id) => match snapshot.subscription(*id) {
+            Some(Place::Subscription(subscription)) => vec![destination(subscription)],
+            Some(Place::Unreadable) | None => Vec::new(),
+        },
+    }
+}
+
+fn destination(subscription: &Subscription) -> Destination {
+    Destination {
+        lane: subscription.id.lane(),
+        subscription: Some(subscription.id),
+        target: subscription.sending.target.clone(),
     }
 }
 
@@ -197,6 +203,20 @@ mod tests {
         assert_eq!(reached("user.created", "1"), "12");
         assert_eq!(reached("webhook.delivery.dead", "1"), "");
         assert_eq!(reached("no type", "1"), "");
+    }
+
+    #[test]
+    fn an_event_to_one_subscription_reaches_it_whatever_it_asks_for() {
+        let mut disabled = subscription(2, &["b"], None);
+        disabled.is_active = false;
+        let snapshot = snapshot(vec![subscription(1, &["*"], None), disabled]);
+        let reached = |n| {
+            let id = SubscriptionId::new(n, [0; 10]);
+            let destinations = route(&snapshot, &submission("a", "1", Route::One(id)));
+            destinations.into_iter().map(|one| one.subscription).collect::<Vec<_>>()
+        };
+        assert_eq!(reached(2), [Some(SubscriptionId::new(2, [0; 10]))]);
+        assert_eq!(reached(3), []);
     }
 
     #[test]

@@ -108,17 +108,18 @@ const PROBES: [&str; 3] = ["/health", "/livez", "/readyz"];
 /// All routes, behind [`without_trailing_slash`]: an axum layer would come after the routing.
 pub type Routes = MapRequest<Router, fn(Request) -> Request>;
 
+/// The prefix under which platforms look for subscriptions, deliveries and event types: the same
+/// handlers again.
+const PREFIX: &str = "/api/v1/webhooks";
+
 /// What one event type takes. One may be called `load`.
 fn event_type() -> MethodRouter<ApiState> {
     get(event_types::show).patch(event_types::change).delete(event_types::delete)
 }
 
-/// All routes. One layer is around them all: see [`gate`].
-pub fn router(state: ApiState) -> Routes {
-    let events = Router::new()
-        .route("/events", get(events::list).post(events::create))
-        .route("/events/batch", post(batch::create))
-        .route("/events/{id}", get(events::show))
+/// The subscriptions of an application.
+fn subscription_routes() -> Router<ApiState> {
+    Router::new()
         .route("/subscriptions", get(subscriptions::list).post(subscriptions::create))
         .route(
             "/subscriptions/{id}",
@@ -131,16 +132,34 @@ pub fn router(state: ApiState) -> Routes {
         .route("/subscriptions/{id}/disable", post(subscriptions::disable))
         .route("/subscriptions/{id}/secret", get(subscriptions::secret))
         .route("/subscriptions/{id}/rotate-secret", post(subscriptions::rotate_secret))
-        .route("/event-types", get(event_types::list).post(event_types::create))
-        .route("/event-types/load", event_type().post(event_types::load))
-        .route("/event-types/{name}", event_type())
+        .route("/subscriptions/{id}/test", post(subscriptions::test_event::create))
+}
+
+/// The catalogue, whose place differs: under the prefix, `events` are the event types.
+fn event_type_routes(place: &str) -> Router<ApiState> {
+    Router::new()
+        .route(place, get(event_types::list).post(event_types::create))
+        .route(&format!("{place}/load"), event_type().post(event_types::load))
+        .route(&format!("{place}/{{name}}"), event_type())
+}
+
+/// All routes. One layer is around them all: see [`gate`].
+pub fn router(state: ApiState) -> Routes {
+    let prefixed = subscription_routes().merge(event_type_routes("/events"));
+    let events = Router::new()
+        .route("/events", get(events::list).post(events::create))
+        .route("/events/batch", post(batch::create))
+        .route("/events/{id}", get(events::show))
+        .merge(subscription_routes())
+        .merge(event_type_routes("/event-types"))
         .route("/applications", get(applications::list).post(applications::create))
         .route(
             "/applications/{id}",
             get(applications::show).patch(applications::change).delete(applications::delete),
         )
         .route("/applications/{id}/api-keys", get(api_keys::list).post(api_keys::create))
-        .route("/applications/{id}/api-keys/{key}", get(api_keys::show).delete(api_keys::revoke));
+        .route("/applications/{id}/api-keys/{key}", get(api_keys::show).delete(api_keys::revoke))
+        .nest(PREFIX, prefixed);
     let routes = if state.accepts_events { events } else { Router::new() };
     let routes = routes
         .route("/metrics", get(health::metrics))

@@ -104,6 +104,14 @@ pub enum ApiError {
     /// What there is does not allow it.
     #[error("{0}")]
     Conflict(&'static str),
+    /// There are as many as there may be.
+    #[error("there are {count_max} {what} already, and there may be no more")]
+    Full {
+        /// Of what, in the plural.
+        what: &'static str,
+        /// The bound.
+        count_max: i64,
+    },
     /// The idempotency key was used before, for something else.
     #[error("this idempotency key was used for another request in the last 24 hours")]
     KeyReused,
@@ -202,7 +210,9 @@ impl ApiError {
             Self::PayloadRefused { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/payload-refused", "Payload refused")
             }
-            Self::Conflict(_) => (StatusCode::CONFLICT, "/problems/conflict", "Conflict"),
+            Self::Conflict(_) | Self::Full { .. } => {
+                (StatusCode::CONFLICT, "/problems/conflict", "Conflict")
+            }
             Self::KeyReused => {
                 (StatusCode::CONFLICT, "/problems/idempotency-key-reused", "Idempotency key reused")
             }
@@ -330,7 +340,9 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        if error.is_outage() {
+        if let StoreError::Full { what, count_max } = error {
+            Self::Full { what, count_max }
+        } else if error.is_outage() {
             tracing::warn!(%error, "a request could not be served");
             Self::Unavailable
         } else {

@@ -55,7 +55,7 @@ impl Draft {
     /// What the caller must be permitted.
     fn permission(&self) -> Permission {
         match self.route {
-            Route::Subscriptions => Permission::Publish,
+            Route::Subscriptions | Route::One(_) => Permission::Publish,
             Route::Explicit(_) | Route::Default(_) => Permission::NameTargets,
         }
     }
@@ -98,7 +98,7 @@ fn draft(
     outer_key: Option<OuterKey>,
 ) -> Result<Draft, Problem> {
     let given = Members::of(text, FIELDS)?;
-    let event_type = field(&given, "type", EventType::parse)?;
+    let event_type = field(&given, "type", published_type)?;
     let payload = Payload::from_json(part_of(body, given.required("payload")?.get()));
     let payload = payload.map_err(|error| fault("payload", error))?;
     let subject = field(&given, "subject", Subject::parse)?;
@@ -115,11 +115,19 @@ fn draft(
     Ok(Draft { application, event_type, payload, route, subject, metadata, idempotency_key })
 }
 
-fn fault(name: &str, error: impl std::fmt::Display) -> Problem {
+/// Reads a type that somebody publishes: the service's own are not among them.
+fn published_type(text: &str) -> Result<EventType, EventError> {
+    let event_type = EventType::parse(text)?;
+    if event_type.is_operators() { Err(EventError::OperatorType) } else { Ok(event_type) }
+}
+
+/// A fault of a field.
+pub fn fault(name: &str, error: impl std::fmt::Display) -> Problem {
     ApiError::Invalid(format!("`{name}` {error}")).at(Place::Pointer(pointer_to(name)))
 }
 
-fn field<T, const N: usize>(
+/// Reads a field that is a string; null is none.
+pub fn field<T, const N: usize>(
     given: &Members<'_, N>,
     name: &str,
     parse: fn(&str) -> Result<T, EventError>,

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::domain::{ApiKeyHash, ApiKeyId, ApplicationId, Principal, Role};
 
+/// How many keys an application may have that are not revoked, and the instance.
+pub const API_KEYS_MAX: i64 = 1_000;
+
 /// A key as it is shown: all but the key.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub struct ApiKeyRow {
@@ -74,7 +77,8 @@ const COLUMNS: &str = "key_id, application_id, name, role, hint, created_at, exp
                        last_used_at, revoked_at";
 
 impl Store {
-    /// Makes a key, unless `once` was answered before: then only its standing is told.
+    /// Makes a key, unless `once` was answered before: then only its standing is told. Full at
+    /// [`API_KEYS_MAX`], which several at the same time may pass by their number.
     pub async fn create_api_key(
         &self,
         new: &NewApiKey<'_>,
@@ -87,9 +91,11 @@ impl Store {
             if standing != Standing::New {
                 return Ok(standing);
             }
-            sqlx::query(
+            let inserted = sqlx::query(
                 "insert into api_key (key_id, application_id, name, role, hint, hash, expires_at)
-                 values ($1, $2, $3, $4, $5, $6, $7)",
+                 select $1, $2, $3, $4, $5, $6, $7
+                 where (select count(*) from api_key
+                        where application_id is not distinct from $2 and revoked_at is null) < $8",
             )
             .bind(new.id.uuid())
             .bind(new.application.map(ApplicationId::uuid))
@@ -98,8 +104,12 @@ impl Store {
             .bind(new.hint)
             .bind(new.hash.bytes().as_slice())
             .bind(new.expires_at)
+            .bind(API_KEYS_MAX)
             .execute(&mut *transaction)
             .await?;
+            if inserted.rows_affected() == 0 {
+                return Err(StoreError::Full { what: "API keys", count_max: API_KEYS_MAX });
+            }
             transaction.commit().await?;
             Ok(Standing::New)
         })

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::domain::{ApplicationId, Definition, EventType, catalogue::StandardType};
 
+/// How many types a catalogue may have.
+pub const EVENT_TYPES_MAX: i64 = 10_000;
+
 /// Whose catalogue: an application's, or with `None` the instance's.
 pub type Owner = Option<ApplicationId>;
 
@@ -100,7 +103,8 @@ fn push_owner(query: &mut QueryBuilder<Postgres>, owner: Owner) {
 
 impl Store {
     /// Makes a type, unless `once` was answered before: then only its standing is told. Violates
-    /// `event_type_application_key` or `event_type_instance_key` if there is one of this name.
+    /// `event_type_application_key` or `event_type_instance_key` if there is one of this name; full
+    /// at [`EVENT_TYPES_MAX`], which several at the same time may pass by their number.
     pub async fn create_event_type(
         &self,
         owner: Owner,
@@ -116,10 +120,12 @@ impl Store {
             if standing != Standing::New {
                 return Ok(standing);
             }
-            sqlx::query(
+            let inserted = sqlx::query(
                 "insert into event_type (application_id, name, description, schema, checks_payload,
                                          version, example, deprecated_at)
-                 values ($1, $2, $3, $4, $5, $6, $7, case when $8 then now() end)",
+                 select $1, $2, $3, $4, $5, $6, $7, case when $8 then now() end
+                 where (select count(*) from event_type
+                        where application_id is not distinct from $1) < $9",
             )
             .bind(owner.map(ApplicationId::uuid))
             .bind(name.as_str())
@@ -129,8 +135,12 @@ impl Store {
             .bind(&definition.version)
             .bind(&definition.example)
             .bind(is_deprecated)
+            .bind(EVENT_TYPES_MAX)
             .execute(&mut *transaction)
             .await?;
+            if inserted.rows_affected() == 0 {
+                return Err(StoreError::Full { what: "event types", count_max: EVENT_TYPES_MAX });
+            }
             transaction.commit().await?;
             Ok(Standing::New)
         })

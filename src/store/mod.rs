@@ -55,6 +55,14 @@ pub enum StoreError {
         /// The constraint's name, as in the migrations.
         name: String,
     },
+    /// There are as many as there may be.
+    #[error("there are {count_max} {what} already")]
+    Full {
+        /// Of what, in the plural.
+        what: &'static str,
+        /// The bound.
+        count_max: i64,
+    },
     /// There is no partition for an id: it lies outside the days that were made.
     #[error("there is no partition for this id")]
     NoPartition,

@@ -15,6 +15,9 @@ use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId};
 
 /// How many keys of a subscription may sign at a time; the oldest beyond retire at once.
 pub const SIGNING_KEYS_MAX: i64 = 5;
+/// How many subscriptions an application may have: all of them are in the memory of every process
+/// that routes.
+pub const SUBSCRIPTIONS_MAX: i64 = 50_000;
 
 /// A subscription to be made.
 #[derive(Debug)]
@@ -59,7 +62,8 @@ struct Change<'c> {
 
 impl Store {
     /// Makes a subscription, unless `once` was answered before: then only its standing is told.
-    /// `None` if there is no such application. Violates `subscription_uid_key` if the uid is taken.
+    /// `None` if there is no such application. Violates `subscription_uid_key` if the uid is taken;
+    /// full at [`SUBSCRIPTIONS_MAX`].
     pub async fn create_subscription(
         &self,
         new: &NewSubscription<'_>,
@@ -74,17 +78,24 @@ impl Store {
             if standing != Standing::New {
                 return Ok(Some(standing));
             }
-            sqlx::query(
+            let inserted = sqlx::query(
                 "insert into subscription
                      (subscription_id, application_id, uid, revision, routing_version)
-                 values ($1, $2, $3, 1, $4)",
+                 select $1, $2, $3, 1, $4
+                 where (select count(*) from subscription
+                        where application_id = $2 and deleted_at is null) < $5",
             )
             .bind(new.id.uuid())
             .bind(new.application.uuid())
             .bind(new.uid)
             .bind(change.version)
+            .bind(SUBSCRIPTIONS_MAX)
             .execute(&mut *change.transaction)
             .await?;
+            if inserted.rows_affected() == 0 {
+                let count_max = SUBSCRIPTIONS_MAX;
+                return Err(StoreError::Full { what: "subscriptions", count_max });
+            }
             change.insert_revision(new.id, 1, new.settings).await?;
             if let Some(key) = &new.key {
                 insert_key(&mut change.transaction, new.application, Some(new.id), key).await?;

@@ -24,6 +24,7 @@ mod routing;
 mod sealing;
 mod signing;
 mod subscribed;
+mod subscription_test;
 mod subscriptions;
 mod tidy;
 mod verifiers;

@@ -42,6 +42,7 @@ fn table() -> Vec<Row> {
         ("POST", "/subscriptions/{subscription}/enable", None, manages),
         ("GET", "/subscriptions/{subscription}/secret", None, manages),
         ("POST", "/subscriptions/{subscription}/rotate-secret", Some(json!({})), manages),
+        ("POST", "/subscriptions/{subscription}/test", Some(json!({})), manages),
         ("DELETE", "/subscriptions/{subscription}", None, manages),
         ("GET", "/event-types", None, reads),
         ("POST", "/event-types", Some(json!({"name": "role.made"})), manages),

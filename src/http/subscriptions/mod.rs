@@ -1,6 +1,7 @@
 //! `/subscriptions`: which events go where.
 
 mod settings;
+pub mod test_event;
 
 use std::collections::BTreeMap;
 

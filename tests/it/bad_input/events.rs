@@ -31,6 +31,11 @@ fn events() -> Vec<(&'static str, String, Expected)> {
             r#"{"playload": 1}"#.to_owned(),
             invalid("", "unknown field `playload`: did you mean `payload`?"),
         ),
+        (
+            "a type of the service's own",
+            event(r#""type": "webhook.delivery.dead""#),
+            invalid("/type", "must not begin with `webhook.`"),
+        ),
         ("another case", event(r#""targetUrl": "a""#), invalid("", "did you mean `target_url`?")),
         (
             "an unknown field",
