@@ -82,6 +82,21 @@ impl fmt::Display for Role {
 }
 
 impl Permission {
+    /// Every permission.
+    pub const ALL: [Self; 5] =
+        [Self::Read, Self::Publish, Self::NameTargets, Self::Manage, Self::Administer];
+
+    /// The name in the API's document.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Publish => "publish",
+            Self::NameTargets => "name_targets",
+            Self::Manage => "manage",
+            Self::Administer => "administer",
+        }
+    }
+
     /// Completes "this key may not …".
     pub const fn as_words(self) -> &'static str {
         match self {

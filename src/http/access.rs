@@ -13,6 +13,10 @@ use subtle::ConstantTimeEq;
 use super::{ApiError, ApiState};
 use crate::domain::Principal;
 
+/// Why an open service refuses a request by its `Host`.
+pub const NOT_LOOPBACK: &str = "without ADMIN_API_KEY the service answers only to localhost, \
+                                127.0.0.1 and [::1] as `Host`";
+
 /// The key of the instance. Only its hash is kept.
 #[derive(Clone)]
 pub struct AdminKey([u8; 32]);
@@ -75,10 +79,7 @@ fn is_welcome(access: &Access, request: &Request) -> Result<(), ApiError> {
         Access::Anybody | Access::Key(_) => {}
         Access::LoopbackOnly => {
             if !host(request).is_some_and(is_loopback) {
-                return Err(ApiError::Forbidden(
-                    "without ADMIN_API_KEY the service answers only to localhost, 127.0.0.1 and \
-                     [::1] as `Host`",
-                ));
+                return Err(ApiError::Forbidden(NOT_LOOPBACK));
             }
             // Browsers say where a request comes from; simple ones need no permission of ours.
             if request.method() != Method::GET && headers.contains_key(header::ORIGIN) {

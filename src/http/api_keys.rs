@@ -6,6 +6,7 @@ use axum::{
     http::{StatusCode, Uri},
 };
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -26,14 +27,16 @@ use crate::{
 };
 
 /// The fields of a key, as callers send it.
-const FIELDS: &[&str; 3] = &["name", "role", "expires_at"];
+pub const FIELDS: &[&str; 3] = &["name", "role", "expires_at"];
 
 /// A key as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ApiKey")]
 pub struct ApiKeyBody {
     id: ApiKeyId,
     application_id: ApplicationId,
     name: String,
+    #[schemars(extend("enum" = Role::ALL.map(Role::as_str)))]
     role: &'static str,
     /// Its first characters.
     hint: String,
@@ -116,7 +119,7 @@ pub async fn list(
 ) -> Result<Json<Page<ApiKeyBody>>, Problem> {
     let application = caller.application(&state, Some(&named)).await?;
     caller.must(Permission::Manage)?;
-    let given = Parameters::of(&uri, &["limit", "cursor"])?;
+    let given = Parameters::of(&uri, extract::OF_PAGE)?;
     let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
     let older_than = given.read("cursor", |text| Cursor::ApiKeys.read(text))?;
     let older_than = older_than.map(ApiKeyId::from_uuid);

@@ -6,6 +6,7 @@ use axum::{
     http::{StatusCode, Uri},
 };
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -27,12 +28,13 @@ use crate::{
 };
 
 /// How many bytes the name of an application, or of a key, may have.
-const NAME_BYTES_MAX: usize = 255;
+pub const NAME_BYTES_MAX: usize = 255;
 /// The fields of an application, as callers send it.
-const FIELDS: &[&str; 3] = &["uid", "name", "accepts_unknown_types"];
+pub const FIELDS: &[&str; 3] = &["uid", "name", "accepts_unknown_types"];
 
 /// An application as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Application")]
 pub struct ApplicationBody {
     id: ApplicationId,
     uid: String,
@@ -88,7 +90,7 @@ pub async fn list(
     uri: Uri,
 ) -> Result<Json<Page<ApplicationBody>>, Problem> {
     caller.must(Permission::Read)?;
-    let given = Parameters::of(&uri, &["limit", "cursor"])?;
+    let given = Parameters::of(&uri, extract::OF_PAGE)?;
     let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
     let older_than = given.read("cursor", |text| Cursor::Applications.read(text))?;
     let rows = if let Some(own) = caller.0.application {

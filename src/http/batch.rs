@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -24,30 +25,43 @@ use crate::{
 };
 
 /// How many events one batch may hold.
-const EVENTS_MAX: usize = 1_000;
+pub const EVENTS_MAX: usize = 1_000;
 /// The fields of a batch.
-const FIELDS: &[&str; 1] = &["events"];
+pub const FIELDS: &[&str; 1] = &["events"];
 
 /// What became of one event.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BatchItem")]
 #[serde(untagged)]
-enum ItemBody {
-    Accepted { id: EventId, status: &'static str },
-    Refused { status: &'static str, problem: Problem },
+pub enum ItemBody {
+    Accepted {
+        id: EventId,
+        #[schemars(extend("const" = "accepted"))]
+        status: &'static str,
+    },
+    Refused {
+        #[schemars(extend("const" = "refused"))]
+        status: &'static str,
+        problem: Problem,
+    },
 }
 
 /// The answer: a result for each event, in their order.
-#[derive(Serialize)]
-struct BatchBody {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BatchResults")]
+pub struct BatchResults {
     results: Vec<ItemBody>,
 }
 
 /// The answer where no event was accepted: a problem document with the results beside it.
-#[derive(Serialize)]
-struct RefusedBody<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BatchProblem")]
+pub struct RefusedBody<'a> {
     #[serde(flatten)]
     problem: &'a Problem,
-    results: Vec<ItemBody>,
+    /// What became of each event, in their order; absent where the request itself was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    results: Option<Vec<ItemBody>>,
 }
 
 /// Accepts those events that can be: 202 after their commits, unless there is none.
@@ -135,8 +149,8 @@ fn answer(results: Vec<Result<EventId, Problem>>) -> Response {
     });
     let results = results.collect();
     match problem.map(Problem::from) {
-        None => (StatusCode::ACCEPTED, Json(BatchBody { results })).into_response(),
-        Some(problem) => problem.respond(RefusedBody { problem: &problem, results }),
+        None => (StatusCode::ACCEPTED, Json(BatchResults { results })).into_response(),
+        Some(problem) => problem.respond(RefusedBody { problem: &problem, results: Some(results) }),
     }
 }
 

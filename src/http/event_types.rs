@@ -6,6 +6,7 @@ use axum::{
     http::{StatusCode, Uri},
 };
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -33,21 +34,26 @@ use crate::{
 };
 
 /// The fields of a type, as callers send it.
-const FIELDS: &[&str; 7] =
+pub const FIELDS: &[&str; 7] =
     &["name", "description", "schema", "checks_payload", "version", "example", "deprecated"];
 /// The fields of a change: all but the name.
-const CHANGED_FIELDS: &[&str; 6] =
+pub const CHANGED_FIELDS: &[&str; 6] =
     &["description", "schema", "checks_payload", "version", "example", "deprecated"];
+/// Whose catalogue there is.
+pub const SCOPES: [&str; 2] = ["application", "instance"];
 /// The parameters that say whose catalogue is meant.
-const OF_CATALOGUE: &[&str; 2] = &["application", "scope"];
+pub const OF_CATALOGUE: &[&str; 2] = &["application", "scope"];
 /// The parameters of `GET /event-types`.
-const OF_LIST: &[&str; 6] = &["application", "scope", "deprecated", "prefix", "limit", "cursor"];
+pub const OF_LIST: &[&str; 6] =
+    &["application", "scope", "deprecated", "prefix", "limit", "cursor"];
 
 /// A type as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "EventType")]
 pub struct EventTypeBody {
     name: String,
-    /// `instance` or `application`.
+    /// Whose catalogue it is in.
+    #[schemars(extend("enum" = SCOPES))]
     scope: &'static str,
     /// Absent of the instance's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,7 +92,8 @@ impl From<EventTypeRow> for EventTypeBody {
 }
 
 /// What loading the standard catalogue came to.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "LoadedEventTypes")]
 pub struct LoadedBody {
     /// How many types were added.
     added: usize,

@@ -8,6 +8,7 @@ use axum::{
     http::{StatusCode, Uri},
 };
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -20,16 +21,19 @@ use super::{
 };
 use crate::{
     domain::{
-        ApplicationId, AttemptId, DeliveryId, EventId, EventStatus, EventType, Permission, Subject,
+        ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, EventStatus,
+        EventType, Permission, Subject,
     },
     store::history::{AttemptRow, DeliveryRow, EventDetail, EventFilter, EventRow},
     telemetry,
 };
 
 /// The answer of `POST /events`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Accepted")]
 pub struct AcceptedBody {
     id: EventId,
+    #[schemars(extend("const" = "accepted"))]
     status: &'static str,
 }
 
@@ -51,7 +55,7 @@ pub async fn create(
 }
 
 /// The parameters of `GET /events`.
-const PARAMETERS: &[&str; 8] = &[
+pub const PARAMETERS: &[&str; 8] = &[
     "application",
     "type",
     "subject",
@@ -63,12 +67,14 @@ const PARAMETERS: &[&str; 8] = &[
 ];
 
 /// An event as lists show it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Event")]
 pub struct EventBody {
     id: EventId,
     r#type: Option<String>,
     subject: Option<String>,
     metadata: Option<Box<RawValue>>,
+    #[schemars(extend("enum" = EventStatus::ALL.map(EventStatus::as_str)))]
     status: &'static str,
     created_at: DateTime<Utc>,
     delivery_count: i32,
@@ -77,7 +83,8 @@ pub struct EventBody {
 }
 
 /// A page of a list.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PageOf{T}")]
 pub struct Page<T> {
     /// What is on it.
     pub data: Vec<T>,
@@ -128,7 +135,8 @@ fn status(name: &str) -> Result<EventStatus, String> {
 }
 
 /// One event with all that happened to it.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "EventDetail")]
 pub struct EventDetailBody {
     #[serde(flatten)]
     event: EventBody,
@@ -141,8 +149,10 @@ pub struct EventDetailBody {
 }
 
 /// What went wrong in an attempt.
-#[derive(Serialize, Clone)]
+#[derive(Serialize, Clone, JsonSchema)]
+#[schemars(rename = "DeliveryError")]
 pub struct ErrorBody {
+    #[schemars(extend("enum" = ErrorClass::ALL.map(ErrorClass::as_str)))]
     class: String,
     message: String,
     status: Option<i16>,
@@ -150,10 +160,12 @@ pub struct ErrorBody {
 }
 
 /// A delivery with its attempts.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Delivery")]
 pub struct DeliveryBody {
     id: DeliveryId,
     target_url: String,
+    #[schemars(extend("enum" = DeliveryState::ALL.map(DeliveryState::as_str)))]
     state: String,
     reason: Option<String>,
     attempt_count: i32,
@@ -164,7 +176,8 @@ pub struct DeliveryBody {
 }
 
 /// An exchange.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Attempt")]
 pub struct AttemptBody {
     id: AttemptId,
     scheduled_at: DateTime<Utc>,
@@ -177,7 +190,8 @@ pub struct AttemptBody {
 }
 
 /// What was sent.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SentRequest")]
 pub struct RequestBody {
     method: String,
     url: String,
@@ -185,7 +199,8 @@ pub struct RequestBody {
 }
 
 /// What came back.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ReceivedResponse")]
 pub struct ResponseBody {
     status: i16,
     headers: BTreeMap<String, String>,
@@ -202,7 +217,7 @@ pub async fn show(
     EventPath(id): EventPath,
     uri: Uri,
 ) -> Result<Json<EventDetailBody>, Problem> {
-    let given = Parameters::of(&uri, &["application"])?;
+    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
     let application = application(&state, caller, &given).await?;
     caller.must(Permission::Read)?;
     let detail = state.store.event_detail(application, id).await?;

@@ -21,7 +21,12 @@ use crate::{
 
 /// Items of one page, unless the caller asks otherwise, and at most.
 pub const LIMIT_DEFAULT: usize = 50;
-const LIMIT_MAX: usize = 250;
+pub const LIMIT_MAX: usize = 250;
+
+/// The parameters of a list that is filtered by nothing.
+pub const OF_PAGE: &[&str; 2] = &["limit", "cursor"];
+/// The parameter of what is of an application, and is asked nothing else.
+pub const OF_APPLICATION: &[&str; 1] = &["application"];
 
 /// The parameters of a query, each one of `N` known names and there once at most.
 pub struct Parameters<const N: usize> {

@@ -1,12 +1,14 @@
 //! Probes and metrics.
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{ApiError, ApiState, caller::Caller};
 use crate::{domain::Permission, telemetry};
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Health")]
 pub struct Health {
     ok: bool,
 }

@@ -13,7 +13,9 @@ mod extract;
 mod health;
 mod json;
 mod names;
+mod openapi;
 mod problem;
+mod routes;
 pub mod server;
 mod submission;
 mod subscriptions;
@@ -26,7 +28,6 @@ use axum::{
     http::{HeaderName, HeaderValue, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, post},
 };
 use tower::util::MapRequest;
 
@@ -108,66 +109,20 @@ const PROBES: [&str; 3] = ["/health", "/livez", "/readyz"];
 /// All routes, behind [`without_trailing_slash`]: an axum layer would come after the routing.
 pub type Routes = MapRequest<Router, fn(Request) -> Request>;
 
-/// The prefix under which platforms look for subscriptions, deliveries and event types: the same
-/// handlers again.
-const PREFIX: &str = "/api/v1/webhooks";
-
-/// What one event type takes. One may be called `load`.
-fn event_type() -> MethodRouter<ApiState> {
-    get(event_types::show).patch(event_types::change).delete(event_types::delete)
-}
-
-/// The subscriptions of an application.
-fn subscription_routes() -> Router<ApiState> {
-    Router::new()
-        .route("/subscriptions", get(subscriptions::list).post(subscriptions::create))
-        .route(
-            "/subscriptions/{id}",
-            get(subscriptions::show)
-                .put(subscriptions::replace)
-                .patch(subscriptions::patch)
-                .delete(subscriptions::delete),
-        )
-        .route("/subscriptions/{id}/enable", post(subscriptions::enable))
-        .route("/subscriptions/{id}/disable", post(subscriptions::disable))
-        .route("/subscriptions/{id}/secret", get(subscriptions::secret))
-        .route("/subscriptions/{id}/rotate-secret", post(subscriptions::rotate_secret))
-        .route("/subscriptions/{id}/test", post(subscriptions::test_event::create))
-}
-
-/// The catalogue, whose place differs: under the prefix, `events` are the event types.
-fn event_type_routes(place: &str) -> Router<ApiState> {
-    Router::new()
-        .route(place, get(event_types::list).post(event_types::create))
-        .route(&format!("{place}/load"), event_type().post(event_types::load))
-        .route(&format!("{place}/{{name}}"), event_type())
-}
-
 /// All routes. One layer is around them all: see [`gate`].
 pub fn router(state: ApiState) -> Routes {
-    let prefixed = subscription_routes().merge(event_type_routes("/events"));
-    let events = Router::new()
-        .route("/events", get(events::list).post(events::create))
-        .route("/events/batch", post(batch::create))
-        .route("/events/{id}", get(events::show))
-        .merge(subscription_routes())
-        .merge(event_type_routes("/event-types"))
-        .route("/applications", get(applications::list).post(applications::create))
-        .route(
-            "/applications/{id}",
-            get(applications::show).patch(applications::change).delete(applications::delete),
-        )
-        .route("/applications/{id}/api-keys", get(api_keys::list).post(api_keys::create))
-        .route("/applications/{id}/api-keys/{key}", get(api_keys::show).delete(api_keys::revoke))
-        .nest(PREFIX, prefixed);
-    let routes = if state.accepts_events { events } else { Router::new() };
+    let mut operations = routes::of_the_process();
+    let mut routes = Router::new();
+    if state.accepts_events {
+        operations.extend(routes::of_the_api());
+        routes = openapi::routes(&operations);
+    }
+    for operation in operations {
+        routes = routes.route(operation.path(), operation.route());
+    }
     let routes = routes
-        .route("/metrics", get(health::metrics))
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        .route("/health", get(health::health))
-        .route("/livez", get(health::health))
-        .route("/readyz", get(health::ready))
         .layer(middleware::from_fn_with_state(state.clone(), gate))
         .with_state(state);
     MapRequest::new(routes, without_trailing_slash)
@@ -206,6 +161,7 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
     let given = access::credentials(&state.access, &request);
     let caller = match given {
         _ if is_probe => Ok(None),
+        Ok(_) if openapi::is_public(request.uri().path()) => Ok(None),
         Ok(given) => access::admit(&state, given.as_deref()).await.map(Some),
         Err(error) => Err(error),
     };

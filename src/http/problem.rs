@@ -1,12 +1,16 @@
 //! Every way a request can fail, and the one table that says how it looks (RFC 9457).
 
+use std::borrow::Cow;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
+use super::openapi::schemas;
 use crate::{
     domain::{Permission, Role, ids::IdError},
     ingest::Rejected,
@@ -269,6 +273,21 @@ impl Problem {
         self.error.row().0
     }
 
+    /// What it is, by which callers decide.
+    pub fn r#type(&self) -> &'static str {
+        self.error.row().1
+    }
+
+    /// The type without what all types begin with.
+    pub fn kind(&self) -> &'static str {
+        self.r#type().trim_start_matches("/problems/")
+    }
+
+    /// What it is, in a few words.
+    pub fn title(&self) -> &'static str {
+        self.error.row().2
+    }
+
     /// Whether the same request can succeed later, or the fault is ours.
     pub fn is_of_the_service(&self) -> bool {
         self.status().is_server_error()
@@ -309,6 +328,21 @@ struct Document<'a> {
     parameter: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     header: Option<&'a str>,
+}
+
+/// The component of the document that describes it; all its parts are told there.
+impl JsonSchema for Problem {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        schemas::PROBLEM.into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"$ref": format!("#/components/schemas/{}", schemas::PROBLEM)})
+    }
 }
 
 impl Serialize for Problem {

@@ -17,7 +17,7 @@ use crate::domain::{
 };
 
 /// The fields of an event, as callers send it.
-const FIELDS: &[&str; 7] =
+pub const FIELDS: &[&str; 7] =
     &["payload", "type", "target_url", "application", "idempotency_key", "metadata", "subject"];
 
 /// Where an idempotency key may come from, beside the field.

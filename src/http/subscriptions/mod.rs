@@ -1,6 +1,6 @@
 //! `/subscriptions`: which events go where.
 
-mod settings;
+pub mod settings;
 pub mod test_event;
 
 use std::collections::BTreeMap;
@@ -12,10 +12,11 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use self::settings::{Given, REDACTED, fault};
+use self::settings::{Given, REDACTED, fault, names};
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
@@ -28,7 +29,8 @@ use super::{
 use crate::{
     domain::{
         ApplicationId, EventTypePatterns, Permission, SigningKey, SigningKeyId, SubscriptionId,
-        TargetUrl, Uid, subscription::sealed,
+        TargetUrl, Uid,
+        subscription::{Method, PayloadFormat, SignatureHeaders, sealed},
     },
     store::{
         StoreError,
@@ -44,14 +46,21 @@ pub use settings::Bounds;
 const CHANGE_ROUNDS_MAX: usize = 5;
 /// How long a key that is rotated away signs on, in seconds: unless the caller says otherwise, and
 /// at most.
-const OVERLAP_SECONDS: f64 = 24.0 * 3_600.0;
-const OVERLAP_SECONDS_MAX: f64 = 7.0 * 24.0 * 3_600.0;
+pub const OVERLAP_SECONDS: f64 = 24.0 * 3_600.0;
+pub const OVERLAP_SECONDS_MAX: f64 = 7.0 * 24.0 * 3_600.0;
+
+/// The parameters of `GET /subscriptions`.
+pub const PARAMETERS: &[&str; 6] =
+    &["application", "is_active", "event_type", "target_url", "limit", "cursor"];
+/// The fields of a rotation.
+pub const ROTATION_FIELDS: &[&str; 2] = &["secret", "overlap_seconds"];
 
 /// How many deliveries the deletion of a subscription cancels itself.
 const CANCELLED_AT_ONCE_MAX: i64 = 5_000;
 
 /// A subscription as it is shown.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Subscription")]
 pub struct SubscriptionBody {
     id: SubscriptionId,
     application_id: ApplicationId,
@@ -60,14 +69,18 @@ pub struct SubscriptionBody {
     target_url: String,
     event_types: Vec<String>,
     filter: Option<Box<RawValue>>,
+    #[schemars(extend("enum" = names(Method::ALL, Method::as_str)))]
     method: String,
     /// Their values are shown to nobody.
     headers: BTreeMap<String, &'static str>,
+    #[schemars(extend("enum" = settings::SIGNING))]
     signing: String,
+    #[schemars(extend("enum" = names(SignatureHeaders::ALL, SignatureHeaders::as_str)))]
     signature_headers: String,
     is_active: bool,
     timeout_seconds: Option<f64>,
     retry: Option<Box<RawValue>>,
+    #[schemars(extend("enum" = names(PayloadFormat::ALL, PayloadFormat::as_str)))]
     payload_format: String,
     schema_version: String,
     has_inbound_secret: bool,
@@ -81,7 +94,8 @@ pub struct SubscriptionBody {
 }
 
 /// The secret of a subscription, for who asks for it explicitly.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Secret")]
 pub struct SecretBody {
     secret: String,
     /// Until when the secrets before this one sign beside it.
@@ -170,10 +184,7 @@ pub async fn list(
     caller: Caller,
     uri: Uri,
 ) -> Result<Json<Page<SubscriptionBody>>, Problem> {
-    let given = Parameters::of(
-        &uri,
-        &["application", "is_active", "event_type", "target_url", "limit", "cursor"],
-    )?;
+    let given = Parameters::of(&uri, PARAMETERS)?;
     let application = events::application(&state, caller, &given).await?;
     caller.must(Permission::Read)?;
     let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
@@ -379,7 +390,7 @@ pub async fn rotate_secret(
     let application = application(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
-    let given = Members::of(body::text(&body)?, &["secret", "overlap_seconds"])?;
+    let given = Members::of(body::text(&body)?, ROTATION_FIELDS)?;
     let secret = settings::secret(&given, "secret")?.unwrap_or_else(new_secret);
     is_key(&secret)?;
     let overlap = given.number("overlap_seconds")?.unwrap_or(OVERLAP_SECONDS);
@@ -405,7 +416,7 @@ async fn application(
     caller: Caller,
     uri: &Uri,
 ) -> Result<ApplicationId, Problem> {
-    let given = Parameters::of(uri, &["application"])?;
+    let given = Parameters::of(uri, extract::OF_APPLICATION)?;
     events::application(state, caller, &given).await
 }
 

@@ -47,17 +47,19 @@ pub const FIELDS: &[&str; 22] = &[
     "max_in_flight",
 ];
 /// The aliases of a field, the field itself first.
-const TARGET_URL: &[&str] = &["target_url", "url"];
-const EVENT_TYPES: &[&str] = &["event_types", "events", "event_type"];
+pub const TARGET_URL: &[&str] = &["target_url", "url"];
+pub const EVENT_TYPES: &[&str] = &["event_types", "events", "event_type"];
 /// What is refused by name until it is enforced.
-const NOT_YET: [&str; 2] = ["rate_limit", "max_in_flight"];
+pub const NOT_YET: [&str; 2] = ["rate_limit", "max_in_flight"];
 
 /// How many bytes a description may have.
-const DESCRIPTION_BYTES_MAX: usize = 2_000;
+pub const DESCRIPTION_BYTES_MAX: usize = 2_000;
 /// How many bytes a schema version may have.
-const SCHEMA_VERSION_BYTES_MAX: usize = 64;
+pub const SCHEMA_VERSION_BYTES_MAX: usize = 64;
 /// How many bytes a secret may have.
 pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=256;
+/// Whether deliveries are signed.
+pub const SIGNING: [&str; 2] = ["standard", "none"];
 /// What stands for a header's value in answers, and in requests for the value that is stored.
 pub const REDACTED: &str = "[redacted]";
 
@@ -158,7 +160,7 @@ impl<'a> Given<'a> {
             Method::from_name(name).map(|_| ()).ok_or_else(|| one_of(Method::ALL, Method::as_str))
         })?;
         self.text("signing", &mut row.signing, &default.signing, |name| {
-            let is_known = ["standard", "none"].contains(&name);
+            let is_known = SIGNING.contains(&name);
             is_known.then_some(()).ok_or_else(|| "must be one of standard, none".to_owned())
         })?;
         self.text("payload_format", &mut row.payload_format, &default.payload_format, |name| {
@@ -376,9 +378,13 @@ fn bounded(text: &str, bytes_max: usize) -> Result<(), String> {
     }
 }
 
+/// What all of a kind are called.
+pub fn names<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> Vec<&'static str> {
+    all.iter().map(|one| name(*one)).collect()
+}
+
 fn one_of<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> String {
-    let names: Vec<_> = all.iter().map(|one| name(*one)).collect();
-    format!("must be one of {}", names.join(", "))
+    format!("must be one of {}", names(all, name).join(", "))
 }
 
 /// A fault of a field. What is said completes "`name` …".

@@ -6,6 +6,7 @@ use axum::{
     http::{StatusCode, Uri},
 };
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{application, found};
@@ -27,6 +28,8 @@ use crate::{
     telemetry,
 };
 
+/// The fields of a test.
+pub const FIELDS: &[&str; 2] = &["type", "payload"];
 /// The type of a test that names none, of a subscription that names none that the catalogue knows.
 const TYPE_DEFAULT: &str = "test";
 /// The payload where neither the request nor the catalogue has one.
@@ -35,9 +38,11 @@ const PAYLOAD_DEFAULT: &str = r#"{"test":true}"#;
 const METADATA: &str = r#"{"test":true}"#;
 
 /// A test under way.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AcceptedTest")]
 pub struct TestBody {
     id: EventId,
+    #[schemars(extend("const" = "accepted"))]
     status: &'static str,
     /// What was sent, or will be in a moment.
     delivery_id: DeliveryId,
@@ -57,7 +62,7 @@ pub async fn create(
     let application = application(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
-    let given = Members::of(body::text(&body)?, &["type", "payload"])?;
+    let given = Members::of(body::text(&body)?, FIELDS)?;
     let event_type = submission::field(&given, "type", EventType::parse)?;
     let payload = given.raw("payload").map(|payload| body::part_of(&body, payload.get()));
     let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;

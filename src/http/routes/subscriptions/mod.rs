@@ -1,0 +1,285 @@
+//! `/subscriptions`.
+
+mod settings;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::examples::{APPLICATION, CURSOR, EVENT, SECRET, SUBSCRIPTION, TIME};
+use crate::{
+    domain::Permission,
+    http::{
+        ApiError,
+        events::Page,
+        extract::OF_APPLICATION,
+        openapi::{
+            Operation, Tag,
+            schemas::{self, boolean, object, or_null, parameters as take, told},
+        },
+        subscriptions::{
+            self, OVERLAP_SECONDS, OVERLAP_SECONDS_MAX, ROTATION_FIELDS, SecretBody,
+            SubscriptionBody,
+            test_event::{self, TestBody},
+        },
+    },
+};
+
+pub fn operations() -> Vec<Operation> {
+    vec![
+        create(),
+        list(),
+        show(),
+        replace(),
+        change(),
+        delete(),
+        enable(),
+        disable(),
+        secret(),
+        rotate_secret(),
+        test(),
+    ]
+}
+
+fn subscription() -> Value {
+    json!({
+        "id": SUBSCRIPTION, "application_id": APPLICATION, "uid": "crm", "revision": 1,
+        "target_url": "https://example.com/webhook", "event_types": ["invoice.*"],
+        "filter": {"data.amount": {"gte": 100}}, "method": "POST",
+        "headers": {"Authorization": "[redacted]"}, "signing": "standard",
+        "signature_headers": "standard", "is_active": true, "timeout_seconds": null,
+        "retry": [60, 300, 900, 3600], "payload_format": "envelope", "schema_version": "1",
+        "has_inbound_secret": false, "description": null, "metadata": null,
+        "created_at": TIME, "updated_at": TIME,
+    })
+}
+
+fn of_one(operation: Operation, permission: Permission) -> Operation {
+    operation
+        .of(Tag::Subscriptions, permission)
+        .parameters([take::subscription_path()])
+        .parameters(take::query(OF_APPLICATION, [take::application()]))
+}
+
+fn refused() -> ApiError {
+    ApiError::TargetRefused(
+        "10.0.0.1 is refused: private (RFC 1918); ALLOWED_TARGET_CIDRS can allow it".to_owned(),
+    )
+}
+
+fn create() -> Operation {
+    let mut made = subscription();
+    made["secret"] = json!(SECRET);
+    Operation::post("/subscriptions", subscriptions::create)
+        .named("createSubscription", "Makes a subscription")
+        .told("The answer has the `secret` that signs, this once.")
+        .of(Tag::Subscriptions, Permission::Manage)
+        .parameters(take::query(OF_APPLICATION, [take::application()]))
+        .idempotent()
+        .reads(
+            "SubscriptionRequest",
+            settings::whole(told(
+                settings::secret(),
+                "What signs; by default one is made, and shown in the answer",
+            )),
+        )
+        .example(
+            "What is needed",
+            json!({"target_url": "http://127.0.0.1:8080/webhook", "event_types": ["invoice.*"]}),
+        )
+        .example(
+            "With much of what there is",
+            json!({
+                "url": "http://127.0.0.1:8080/webhook",
+                "events": "invoice.paid",
+                "filter": {"data.amount": {"gte": 100}},
+                "headers": {"Authorization": "Bearer of-the-receiver"},
+                "retry": [60, 300, 900, 3600],
+                "timeout_seconds": 10,
+                "payload_format": "raw",
+                "description": "The receiver of paid invoices",
+                "metadata": {"team": "billing"},
+            }),
+        )
+        .answers::<SubscriptionBody>(StatusCode::CREATED, "The subscription", made)
+        .fails([refused(), ApiError::Conflict("`uid` is the name of another subscription")])
+}
+
+fn list() -> Operation {
+    Operation::get("/subscriptions", subscriptions::list)
+        .named("listSubscriptions", "Lists subscriptions, newest first")
+        .of(Tag::Subscriptions, Permission::Read)
+        .parameters(take::query(
+            subscriptions::PARAMETERS,
+            [
+                take::application(),
+                take::of_query("is_active", "Only those that are, or that are not", boolean()),
+                take::of_query(
+                    "event_type",
+                    "With this very pattern",
+                    schemas::event_type_pattern(),
+                ),
+                take::of_query("target_url", "To this very URL", schemas::target_url()),
+                take::limit(),
+                take::cursor(),
+            ],
+        ))
+        .answers::<Page<SubscriptionBody>>(
+            StatusCode::OK,
+            "A page of subscriptions",
+            json!({"data": [subscription()], "next_cursor": CURSOR}),
+        )
+}
+
+fn show() -> Operation {
+    of_one(Operation::get("/subscriptions/{id}", subscriptions::show), Permission::Read)
+        .named("getSubscription", "Shows a subscription")
+        .answers::<SubscriptionBody>(StatusCode::OK, "The subscription", subscription())
+}
+
+fn replace() -> Operation {
+    of_one(Operation::put("/subscriptions/{id}", subscriptions::replace), Permission::Manage)
+        .named("replaceSubscription", "Replaces the settings of a subscription")
+        .told("What is not told has its default. `uid` and the secrets stay.")
+        .reads("SubscriptionReplacement", settings::whole(settings::no_secret()))
+        .example(
+            "All defaults but these",
+            json!({"target_url": "http://127.0.0.1:8080/webhook", "event_types": ["invoice.*"]}),
+        )
+        .answers::<SubscriptionBody>(
+            StatusCode::OK,
+            "The subscription as it is now",
+            subscription(),
+        )
+        .fails([refused(), ApiError::Conflict("others change this subscription at the same time")])
+}
+
+fn change() -> Operation {
+    of_one(Operation::patch("/subscriptions/{id}", subscriptions::patch), Permission::Manage)
+        .named("changeSubscription", "Changes some settings of a subscription")
+        .told("What is not told stays; null stands for the default.")
+        .reads("SubscriptionChange", settings::change(settings::no_secret()))
+        .example("Another description", json!({"description": "The receiver of paid invoices"}))
+        .answers::<SubscriptionBody>(
+            StatusCode::OK,
+            "The subscription as it is now",
+            subscription(),
+        )
+        .fails([refused(), ApiError::Conflict("others change this subscription at the same time")])
+}
+
+fn delete() -> Operation {
+    of_one(Operation::delete("/subscriptions/{id}", subscriptions::delete), Permission::Manage)
+        .named("deleteSubscription", "Deletes a subscription")
+        .told("What waits for it is cancelled.")
+        .answers_nothing("It is deleted")
+}
+
+fn enable() -> Operation {
+    of_one(Operation::post("/subscriptions/{id}/enable", subscriptions::enable), Permission::Manage)
+        .named("enableSubscription", "Sends events there again")
+        .answers::<SubscriptionBody>(
+            StatusCode::OK,
+            "The subscription as it is now",
+            subscription(),
+        )
+        .fails([ApiError::Conflict("others change this subscription at the same time")])
+}
+
+fn disable() -> Operation {
+    let disable = Operation::post("/subscriptions/{id}/disable", subscriptions::disable);
+    let mut disabled = subscription();
+    disabled["is_active"] = json!(false);
+    of_one(disable, Permission::Manage)
+        .named("disableSubscription", "Sends no events there for now")
+        .answers::<SubscriptionBody>(StatusCode::OK, "The subscription as it is now", disabled)
+        .fails([ApiError::Conflict("others change this subscription at the same time")])
+}
+
+fn secret() -> Operation {
+    of_one(Operation::get("/subscriptions/{id}/secret", subscriptions::secret), Permission::Manage)
+        .named("getSubscriptionSecret", "Shows the secret that signs")
+        .answers::<SecretBody>(StatusCode::OK, "The secret", json!({"secret": SECRET}))
+        .fails([ApiError::Conflict("this subscription does not sign")])
+}
+
+fn rotate_secret() -> Operation {
+    let rotate = Operation::post("/subscriptions/{id}/rotate-secret", subscriptions::rotate_secret);
+    let fields = object(
+        ROTATION_FIELDS,
+        &[],
+        [
+            ("secret", told(settings::secret(), "What signs from now on; by default one is made")),
+            (
+                "overlap_seconds",
+                told(
+                    json!({
+                        "type": ["number", "null"],
+                        "minimum": 0,
+                        "maximum": OVERLAP_SECONDS_MAX,
+                        "default": OVERLAP_SECONDS,
+                    }),
+                    "How long the secrets before it sign beside it",
+                ),
+            ),
+        ],
+    );
+    of_one(rotate, Permission::Manage)
+        .named("rotateSubscriptionSecret", "Makes a new secret, or takes yours")
+        .told("Those before it sign beside it for the overlap.")
+        .reads("RotationRequest", fields)
+        .example("A new one, and an hour for the change", json!({"overlap_seconds": 3_600}))
+        .answers::<SecretBody>(
+            StatusCode::OK,
+            "The secret",
+            json!({"secret": SECRET, "previous_until": TIME}),
+        )
+        .fails([ApiError::Conflict("this subscription does not sign")])
+}
+
+fn test() -> Operation {
+    let fields = object(
+        test_event::FIELDS,
+        &[],
+        [
+            (
+                "type",
+                told(
+                    or_null(schemas::event_type()),
+                    "By default the first that the subscription asks for and that has a name",
+                ),
+            ),
+            ("payload", told(schemas::any(), "By default the catalogue's example of the type")),
+        ],
+    );
+    of_one(
+        Operation::post("/subscriptions/{id}/test", test_event::create),
+        Permission::Manage,
+    )
+    .named("testSubscription", "Sends an example to a subscription")
+    .told(
+        "A real delivery, signed, retried and logged, whatever the patterns and the filter of the \
+         subscription say. Its metadata is `{\"test\": true}`.",
+    )
+    .idempotent()
+    .reads("TestRequest", fields)
+    .example("The catalogue's example", json!({}))
+    .example("A payload of yours", json!({"type": "invoice.paid", "payload": {"amount": 1}}))
+    .answers::<TestBody>(
+        StatusCode::ACCEPTED,
+        "It is stored, and will be sent",
+        json!({
+            "id": EVENT, "status": "accepted", "type": "invoice.paid",
+            "delivery_id": "dlv_0192d4e012347abc8def012345600000",
+        }),
+    )
+    .fails([
+        refused(),
+        ApiError::PayloadRefused {
+            event_type: "invoice.paid".to_owned(),
+            faults: "at /amount: 0 is less than the minimum of 1".to_owned(),
+        },
+        ApiError::UnknownEventType { event_type: "invoice.payed".to_owned(), meant: None },
+        ApiError::Conflict("this subscription is disabled; enable it first"),
+        ApiError::Busy,
+    ])
+}

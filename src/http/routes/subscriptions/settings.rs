@@ -1,0 +1,211 @@
+//! The settings of a subscription, as requests name them.
+
+use serde_json::{Value, json};
+
+use crate::{
+    domain::{
+        event_types::PATTERNS_MAX,
+        filter::FILTER_BYTES_MAX,
+        retry::{ATTEMPTS_MAX, DELAYS_MAX},
+        subscription::{
+            HEADER_BYTES_MAX, HEADERS_MAX, Method, PayloadFormat, SignatureHeaders, TIMEOUT,
+        },
+    },
+    http::{
+        openapi::schemas::{self, boolean, object, one_of, or_null, told},
+        subscriptions::settings::{
+            DESCRIPTION_BYTES_MAX, EVENT_TYPES, FIELDS, NOT_YET, SCHEMA_VERSION_BYTES_MAX,
+            SECRET_BYTES, SIGNING, TARGET_URL, names,
+        },
+    },
+};
+
+type Member = (&'static str, Value);
+
+/// All of them, of a new subscription or of one that is replaced: one of the names of a field that
+/// is required must be there.
+pub fn whole(secret: Value) -> Value {
+    let mut settings = settings(secret);
+    let one_of = |names: &[&str]| {
+        let each: Vec<_> = names.iter().map(|name| json!({"required": [name]})).collect();
+        json!({"oneOf": each})
+    };
+    settings["allOf"] = json!([one_of(TARGET_URL), one_of(EVENT_TYPES)]);
+    settings
+}
+
+/// Some of them: one name of a field at most.
+pub fn change(secret: Value) -> Value {
+    let mut settings = settings(secret);
+    let mut pairs = Vec::new();
+    for names in [TARGET_URL, EVENT_TYPES] {
+        for (index, one) in names.iter().enumerate() {
+            let others = names[index + 1..].iter();
+            pairs.extend(others.map(|other| json!({"not": {"required": [one, other]}})));
+        }
+    }
+    settings["allOf"] = json!(pairs);
+    settings
+}
+
+/// A secret that the caller may bring.
+pub fn secret() -> Value {
+    json!({
+        "type": ["string", "null"],
+        "minLength": SECRET_BYTES.start(),
+        "maxLength": SECRET_BYTES.end(),
+    })
+}
+
+/// None that is told: what signs is changed by another operation.
+pub fn no_secret() -> Value {
+    told(json!({"type": "null"}), "Is changed by `POST /subscriptions/{id}/rotate-secret`")
+}
+
+/// In the order of the code.
+fn settings(secret: Value) -> Value {
+    object(FIELDS, &[], [which_and_where(), how(secret), beside()].concat())
+}
+
+fn which_and_where() -> Vec<Member> {
+    let alias = |schema: Value, of: &[&str]| told(schema, &format!("Another name for `{}`", of[0]));
+    vec![
+        (
+            "target_url",
+            told(schemas::target_url(), "Where events go. Required, in one of its names"),
+        ),
+        ("url", alias(schemas::target_url(), TARGET_URL)),
+        (
+            "event_types",
+            told(
+                event_types(),
+                "Which events: `invoice.paid` (this type), `invoice.*` (all below it), `*` (all). \
+                 Required, in one of its names",
+            ),
+        ),
+        ("events", alias(event_types(), EVENT_TYPES)),
+        ("event_type", alias(event_types(), EVENT_TYPES)),
+        (
+            "filter",
+            told(
+                json!({"type": ["object", "null"]}),
+                &format!(
+                    "Which events of these types, by what is in them, such as \
+                     `{{\"data.amount\": {{\"gte\": 100}}}}`; at most {FILTER_BYTES_MAX} bytes"
+                ),
+            ),
+        ),
+    ]
+}
+
+fn how(secret: Value) -> Vec<Member> {
+    vec![
+        ("method", or_null(one_of(names(Method::ALL, Method::as_str)))),
+        (
+            "headers",
+            told(
+                json!({
+                    "type": ["object", "null"],
+                    "maxProperties": HEADERS_MAX,
+                    "additionalProperties": {"type": "string"},
+                }),
+                &format!(
+                    "Headers beside ours, at most {HEADER_BYTES_MAX} bytes together. Their values \
+                     are sealed, and shown as `[redacted]`, which stands for the stored value"
+                ),
+            ),
+        ),
+        ("secret", secret),
+        ("signing", told(or_null(one_of(SIGNING)), "Whether deliveries are signed")),
+        ("is_active", told(or_null(boolean()), "Whether events are sent there")),
+        (
+            "timeout_seconds",
+            told(
+                json!({
+                    "type": ["number", "null"],
+                    "minimum": TIMEOUT.start().as_secs(),
+                    "maximum": TIMEOUT.end().as_secs(),
+                }),
+                "The deadline over one exchange; by default `HTTP_TIMEOUT` of the settings",
+            ),
+        ),
+        ("retry", retry()),
+    ]
+}
+
+fn beside() -> Vec<Member> {
+    let not_yet = |name: &'static str| {
+        assert!(NOT_YET.contains(&name), "{name}");
+        (name, told(json!({"type": "null"}), "Not supported yet"))
+    };
+    vec![
+        (
+            "payload_format",
+            told(
+                or_null(one_of(names(PayloadFormat::ALL, PayloadFormat::as_str))),
+                "Whether the payload is sent in an envelope with the event's id, type and time, or \
+                 raw, as it came",
+            ),
+        ),
+        (
+            "schema_version",
+            told(
+                or_null(schemas::text(SCHEMA_VERSION_BYTES_MAX)),
+                "What the envelope says of its own form",
+            ),
+        ),
+        (
+            "signature_headers",
+            told(
+                or_null(one_of(names(SignatureHeaders::ALL, SignatureHeaders::as_str))),
+                "Which headers carry the signature: those of Standard Webhooks, `X-Signature`, or \
+                 both",
+            ),
+        ),
+        (
+            "inbound_secret",
+            told(secret(), "What events that come in for this subscription are signed with"),
+        ),
+        ("description", or_null(schemas::text(DESCRIPTION_BYTES_MAX))),
+        ("metadata", schemas::metadata()),
+        ("uid", told(or_null(schemas::uid()), "Your own name for it. It cannot be taken away")),
+        not_yet("rate_limit"),
+        not_yet("max_in_flight"),
+    ]
+}
+
+fn event_types() -> Value {
+    let list = json!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": PATTERNS_MAX,
+        "items": schemas::event_type_pattern(),
+    });
+    json!({"anyOf": [schemas::event_type_pattern(), list]})
+}
+
+fn retry() -> Value {
+    let schedule = json!({
+        "type": "array",
+        "minItems": 1,
+        "maxItems": DELAYS_MAX,
+        "items": {"type": "number", "minimum": 0},
+        "description": "So many seconds after each failure; then dead",
+    });
+    let backoff = json!({
+        "type": "object",
+        "description": "Twice as long after each failure",
+        "required": ["max_attempts", "base_seconds", "max_seconds"],
+        "additionalProperties": false,
+        "properties": {
+            "max_attempts": {"type": "integer", "minimum": 1, "maximum": ATTEMPTS_MAX},
+            "base_seconds": {"type": "number", "exclusiveMinimum": 0},
+            "max_seconds": {"type": "number", "exclusiveMinimum": 0},
+        },
+    });
+    json!({
+        "description": "When a failed delivery is tried again; by default as the settings say. It \
+                        must not reach beyond `DELIVERY_AGE_MAX` of the settings",
+        "anyOf": [schedule, backoff, {"type": "null"}],
+    })
+}
