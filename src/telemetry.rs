@@ -176,7 +176,9 @@ pub fn attempted(class: Option<ErrorClass>, took: Duration) {
 /// It was decided what follows from an attempt.
 pub fn concluded(next: &Next) {
     match next {
-        Next::RetryAfter(_) => &METRICS.retried,
+        // Moved aside, and counted when it ends.
+        Next::Park => return,
+        Next::RetryAfter(_) | Next::Resume => &METRICS.retried,
         Next::End { state: DeliveryState::Delivered, .. } => &METRICS.ended_delivered,
         Next::End { state: DeliveryState::Cancelled, .. } => &METRICS.ended_cancelled,
         Next::End { .. } => &METRICS.ended_dead,

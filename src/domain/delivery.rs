@@ -45,7 +45,8 @@ impl DeliveryState {
         matches!(self, Self::Delivered | Self::Dead | Self::Cancelled)
     }
 
-    /// Whether a delivery may go from this state to another by itself or by an operator's word.
+    /// Whether a delivery may go from this state to another, but for those that had ended and are
+    /// sent again by hand (see [`Run`]).
     pub const fn may_become(self, next: Self) -> bool {
         use DeliveryState::{Cancelled, Dead, Delivered, InFlight, Parked, Pending};
         matches!(
@@ -54,6 +55,40 @@ impl DeliveryState {
                 | (InFlight, Pending | Delivered | Dead | Parked)
                 | (Parked, Pending | Cancelled | Dead)
         )
+    }
+}
+
+/// Why a delivery is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Run {
+    /// It is due by its schedule.
+    Schedule,
+    /// It was pending, and somebody wants it sent at once. If that fails, its schedule and the count
+    /// that its policy goes by are as if nothing had been.
+    Retry,
+    /// It had ended, and somebody wants one more attempt. If that fails, its state is what it was.
+    Once,
+    /// It had ended, and is sent again as its policy says. If that ends in failure, its state is
+    /// what it was.
+    Replay,
+}
+
+impl Run {
+    /// The name in JSON and in SQL, where the schedule's is null.
+    pub const fn as_str(self) -> Option<&'static str> {
+        match self {
+            Self::Schedule => None,
+            Self::Retry => Some("retry"),
+            Self::Once => Some("once"),
+            Self::Replay => Some("replay"),
+        }
+    }
+
+    /// Reads a name as it is stored.
+    pub fn from_name(name: Option<&str>) -> Option<Self> {
+        [Self::Schedule, Self::Retry, Self::Once, Self::Replay]
+            .into_iter()
+            .find(|run| run.as_str() == name)
     }
 }
 
@@ -135,6 +170,10 @@ mod tests {
         for status in EventStatus::ALL {
             assert_eq!(EventStatus::from_name(status.as_str()), Some(status));
         }
+        for run in [Run::Schedule, Run::Retry, Run::Once, Run::Replay] {
+            assert_eq!(Run::from_name(run.as_str()), Some(run));
+        }
+        assert_eq!(Run::from_name(Some("")), None);
     }
 
     #[test]

@@ -180,6 +180,12 @@ impl DeliveryId {
             (event.0.as_u128() & !ORDINAL_MASK) | (ordinal as u128 & ORDINAL_MASK),
         ))
     }
+
+    /// The least and the greatest id that its event may have.
+    pub fn event_range(self) -> (EventId, EventId) {
+        let low = self.0.as_u128() & !ORDINAL_MASK;
+        (EventId(Uuid::from_u128(low)), EventId(Uuid::from_u128(low | ORDINAL_MASK)))
+    }
 }
 
 impl ApplicationId {

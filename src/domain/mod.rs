@@ -35,7 +35,7 @@ pub mod uid;
 
 pub use access::{ApiKey, ApiKeyHash, Permission, Principal, Role};
 pub use catalogue::Definition;
-pub use delivery::{DeliveryState, EventStatus};
+pub use delivery::{DeliveryState, EventStatus, Run};
 pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use filter::{EventDocument, Filter};

@@ -74,6 +74,11 @@ impl ErrorClass {
             Self::Cancelled => "cancelled",
         }
     }
+
+    /// Reads a name as a filter gives it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == name)
+    }
 }
 
 impl fmt::Display for ErrorClass {

@@ -82,6 +82,8 @@ pub struct Destination {
     pub subscription: Option<SubscriptionId>,
     /// Where it goes, as far as is known now: a subscription's URL may change until it is sent.
     pub target: TargetUrl,
+    /// Its subscription is disabled: it waits until that ends.
+    pub is_parked: bool,
 }
 
 /// The deliveries that a submission comes to, in a stable order.
@@ -91,6 +93,7 @@ pub fn route(snapshot: &Snapshot, submission: &Submission) -> Vec<Destination> {
             lane: target.lane(snapshot.application),
             subscription: None,
             target: target.clone(),
+            is_parked: false,
         }],
         Route::Subscriptions => matching(snapshot, submission).map(destination).collect(),
         Route::One(id) => match snapshot.subscription(*id) {
@@ -105,10 +108,11 @@ fn destination(subscription: &Subscription) -> Destination {
         lane: subscription.id.lane(),
         subscription: Some(subscription.id),
         target: subscription.sending.target.clone(),
+        is_parked: !subscription.is_active,
     }
 }
 
-/// The active subscriptions that mean an event. The payload is read only if a filter looks into it.
+/// The subscriptions that mean an event, disabled ones too. The payload is read only if a filter looks into it.
 fn matching<'s>(
     snapshot: &'s Snapshot,
     submission: &'s Submission,
@@ -124,8 +128,7 @@ fn matching<'s>(
         .filter_map(|place| snapshot.subscriptions.get(usize::try_from(place).ok()?))
         .map(AsRef::as_ref)
         .filter(move |subscription| {
-            subscription.is_active
-                && subscription.filter.as_ref().is_none_or(|filter| filter.matches(&document))
+            subscription.filter.as_ref().is_none_or(|filter| filter.matches(&document))
         })
 }
 
@@ -194,13 +197,16 @@ mod tests {
             for one in &destinations {
                 assert_eq!(one.subscription.map(SubscriptionId::lane), Some(one.lane));
             }
-            let hosts = destinations.iter().map(|one| one.target.as_str()[7..8].to_owned());
+            let hosts = destinations.iter().map(|one| {
+                let host = &one.target.as_str()[7..8];
+                if one.is_parked { format!("({host})") } else { host.to_owned() }
+            });
             hosts.collect::<String>()
         };
-        assert_eq!(reached("invoice.paid", r#"{"amount": 100}"#), "124");
-        assert_eq!(reached("invoice.paid", r#"{"amount": 99}"#), "12");
-        assert_eq!(reached("invoice.voided", "1"), "2");
-        assert_eq!(reached("user.created", "1"), "12");
+        assert_eq!(reached("invoice.paid", r#"{"amount": 100}"#), "12(3)4");
+        assert_eq!(reached("invoice.paid", r#"{"amount": 99}"#), "12(3)");
+        assert_eq!(reached("invoice.voided", "1"), "2(3)");
+        assert_eq!(reached("user.created", "1"), "12(3)");
         assert_eq!(reached("webhook.delivery.dead", "1"), "");
         assert_eq!(reached("no type", "1"), "");
     }
@@ -213,9 +219,14 @@ mod tests {
         let reached = |n| {
             let id = SubscriptionId::new(n, [0; 10]);
             let destinations = route(&snapshot, &submission("a", "1", Route::One(id)));
-            destinations.into_iter().map(|one| one.subscription).collect::<Vec<_>>()
+            destinations
+                .into_iter()
+                .map(|one| (one.subscription, one.is_parked))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(reached(2), [Some(SubscriptionId::new(2, [0; 10]))]);
+        let id = |n| Some(SubscriptionId::new(n, [0; 10]));
+        assert_eq!(reached(1), [(id(1), false)]);
+        assert_eq!(reached(2), [(id(2), true)]);
         assert_eq!(reached(3), []);
     }
 
@@ -224,8 +235,12 @@ mod tests {
         let snapshot = snapshot(vec![subscription(1, &["*"], None)]);
         let target = TargetUrl::parse("http://explicit.example/").unwrap();
         let submission = submission("a", "1", Route::Explicit(target.clone()));
-        let expected =
-            Destination { lane: target.lane(DEFAULT_APPLICATION), subscription: None, target };
+        let expected = Destination {
+            lane: target.lane(DEFAULT_APPLICATION),
+            subscription: None,
+            target,
+            is_parked: false,
+        };
         assert_eq!(route(&snapshot, &submission), [expected]);
     }
 }

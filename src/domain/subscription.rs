@@ -109,6 +109,17 @@ names! {
     }
 }
 names! {
+    /// Why nothing is sent to a subscription at present.
+    DisabledBecause {
+        /// Its owner says so.
+        Owner = "owner",
+        /// Its receiver answered 410.
+        Gone = "gone",
+        /// Everything has failed for long.
+        Failing = "failing",
+    }
+}
+names! {
     /// Which headers carry the signature.
     SignatureHeaders {
         /// Those of Standard Webhooks, and `X-Webhook-Signature`.

@@ -16,7 +16,8 @@ use super::{
     extract::{self, ApplicationPath, Cursor, IdempotencyHeader, Parameters},
     json::{Members, pointer_to},
     problem::{Place, Problem},
-    submission, subscriptions,
+    submission,
+    subscriptions::secrets,
 };
 use crate::{
     domain::{ApplicationId, Permission, Uid, ids::DEFAULT_APPLICATION},
@@ -69,7 +70,7 @@ pub async fn create(
     let once = key
         .as_ref()
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
-    let signs = subscriptions::signing_key(&state, &subscriptions::new_secret());
+    let signs = secrets::signing_key(&state, &secrets::new_secret());
     let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);
     let new = NewApplication { id, uid: &uid, name: &name, accepts_unknown_types, key: &signs };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;

@@ -1,7 +1,5 @@
 //! `POST /events`, `GET /events`, `GET /events/{id}`.
 
-use std::collections::BTreeMap;
-
 use axum::{
     Json,
     extract::{Request, State},
@@ -15,16 +13,14 @@ use serde_json::value::RawValue;
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
+    deliveries::{DeliveryBody, ErrorBody},
     extract::{self, Cursor, EventPath, IdempotencyHeader, Parameters},
     problem::{Place, Problem},
     submission::{self, OuterKey},
 };
 use crate::{
-    domain::{
-        ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, EventStatus,
-        EventType, Permission, Subject,
-    },
-    store::history::{AttemptRow, DeliveryRow, EventDetail, EventFilter, EventRow},
+    domain::{ApplicationId, EventId, EventStatus, EventType, Permission, Subject},
+    store::history::{EventDetail, EventFilter, EventRow},
     telemetry,
 };
 
@@ -148,68 +144,6 @@ pub struct EventDetailBody {
     deliveries: Vec<DeliveryBody>,
 }
 
-/// What went wrong in an attempt.
-#[derive(Serialize, Clone, JsonSchema)]
-#[schemars(rename = "DeliveryError")]
-pub struct ErrorBody {
-    #[schemars(extend("enum" = ErrorClass::ALL.map(ErrorClass::as_str)))]
-    class: String,
-    message: String,
-    status: Option<i16>,
-    at: DateTime<Utc>,
-}
-
-/// A delivery with its attempts.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "Delivery")]
-pub struct DeliveryBody {
-    id: DeliveryId,
-    target_url: String,
-    #[schemars(extend("enum" = DeliveryState::ALL.map(DeliveryState::as_str)))]
-    state: String,
-    reason: Option<String>,
-    attempt_count: i32,
-    next_attempt_at: Option<DateTime<Utc>>,
-    created_at: DateTime<Utc>,
-    ended_at: Option<DateTime<Utc>>,
-    attempts: Vec<AttemptBody>,
-}
-
-/// An exchange.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "Attempt")]
-pub struct AttemptBody {
-    id: AttemptId,
-    scheduled_at: DateTime<Utc>,
-    started_at: DateTime<Utc>,
-    duration_ms: i32,
-    request: RequestBody,
-    response: Option<ResponseBody>,
-    error: Option<ErrorBody>,
-    is_late: bool,
-}
-
-/// What was sent.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "SentRequest")]
-pub struct RequestBody {
-    method: String,
-    url: String,
-    headers: BTreeMap<String, String>,
-}
-
-/// What came back.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "ReceivedResponse")]
-pub struct ResponseBody {
-    status: i16,
-    headers: BTreeMap<String, String>,
-    /// Bytes that are not UTF-8 are replaced.
-    body: String,
-    /// Whether there was, or may have been, more than is shown here.
-    is_truncated: bool,
-}
-
 /// Shows one event.
 pub async fn show(
     State(state): State<ApiState>,
@@ -246,7 +180,8 @@ impl From<EventDetail> for EventDetailBody {
             .payload
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .and_then(|json| RawValue::from_string(json).ok());
-        let last_error = detail.attempts.iter().filter_map(error_of).max_by_key(|error| error.at);
+        let last_error =
+            detail.attempts.iter().filter_map(ErrorBody::of).max_by_key(|error| error.at);
         let mut attempts = detail.attempts.into_iter().peekable();
         let deliveries = detail
             .deliveries
@@ -255,77 +190,11 @@ impl From<EventDetail> for EventDetailBody {
                 let id = row.delivery_id();
                 let mut own = Vec::new();
                 while let Some(attempt) = attempts.next_if(|a| a.delivery_id() <= id) {
-                    own.push(AttemptBody::from(attempt));
+                    own.push(attempt);
                 }
-                delivery_body(row, own)
+                DeliveryBody::of(row, own)
             })
             .collect();
         Self { event: detail.event.into(), payload, last_error, deliveries }
     }
-}
-
-fn delivery_body(row: DeliveryRow, attempts: Vec<AttemptBody>) -> DeliveryBody {
-    DeliveryBody {
-        id: row.delivery_id(),
-        target_url: row.target_url,
-        state: row.state,
-        reason: row.reason,
-        attempt_count: row.attempt_count,
-        next_attempt_at: row.next_attempt_at,
-        created_at: row.created_at,
-        ended_at: row.ended_at,
-        attempts,
-    }
-}
-
-fn error_of(row: &AttemptRow) -> Option<ErrorBody> {
-    Some(ErrorBody {
-        class: row.error_class.clone()?,
-        message: row.error_message.clone()?,
-        status: row.response_status,
-        at: row.started_at,
-    })
-}
-
-impl From<AttemptRow> for AttemptBody {
-    fn from(row: AttemptRow) -> Self {
-        let error = error_of(&row);
-        let response = row.response_status.map(|status| ResponseBody {
-            status,
-            headers: headers_of(row.response_headers.as_deref().unwrap_or_default()),
-            body: String::from_utf8_lossy(row.response_body.as_deref().unwrap_or_default())
-                .into_owned(),
-            is_truncated: row.response_truncated,
-        });
-        Self {
-            id: row.attempt_id(),
-            scheduled_at: row.scheduled_at,
-            started_at: row.started_at,
-            duration_ms: row.duration_ms,
-            request: RequestBody {
-                method: row.request_method,
-                url: row.request_url,
-                headers: headers_of(&row.request_headers),
-            },
-            response,
-            error,
-            is_late: row.is_late,
-        }
-    }
-}
-
-/// Header lines by name; values of a name that came several times are joined by commas, as HTTP
-/// allows.
-fn headers_of(lines: &str) -> BTreeMap<String, String> {
-    let mut headers = BTreeMap::<String, String>::new();
-    for (name, value) in lines.lines().filter_map(|line| line.split_once(": ")) {
-        headers
-            .entry(name.to_owned())
-            .and_modify(|known| {
-                known.push_str(", ");
-                known.push_str(value);
-            })
-            .or_insert_with(|| value.to_owned());
-    }
-    headers
 }

@@ -15,7 +15,10 @@ use super::{
     problem::{Place, Problem},
 };
 use crate::{
-    domain::{ApiKeyId, ApplicationId, EventId, EventType, IdempotencyKey, SubscriptionId, Uid},
+    domain::{
+        ApiKeyId, ApplicationId, DeliveryId, EventId, EventType, IdempotencyKey, SubscriptionId,
+        Uid,
+    },
     store::{idempotency::Reservation, subscriptions::SubscriptionName},
 };
 
@@ -86,6 +89,19 @@ impl<S: Send + Sync> FromRequestParts<S> for EventPath {
     }
 }
 
+/// The delivery that a path names.
+pub struct DeliveryPath(pub DeliveryId);
+
+impl<S: Send + Sync> FromRequestParts<S> for DeliveryPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        let id = path.map_or_else(|_| String::new(), |Path(id)| id);
+        id.parse().map(Self).map_err(|error| ApiError::DeliveryNotFound(Some(error)))
+    }
+}
+
 /// The application that a path names, by its id or its uid. Who may see it is the caller's to check.
 pub struct ApplicationPath(pub String);
 
@@ -122,12 +138,16 @@ impl<S: Send + Sync> FromRequestParts<S> for SubscriptionPath {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
         let Path(text) = path.map_err(|_| ApiError::SubscriptionNotFound(None))?;
-        let id = text.parse::<SubscriptionId>();
-        match (id, Uid::parse(&text)) {
-            (Ok(id), _) => Ok(Self(SubscriptionName::Id(id))),
-            (Err(_), Ok(uid)) => Ok(Self(SubscriptionName::Uid(uid))),
-            (Err(error), Err(_)) => Err(ApiError::SubscriptionNotFound(Some(error))),
-        }
+        subscription_name(&text).map(Self)
+    }
+}
+
+/// Reads what names a subscription: an id of ours, or a uid.
+pub fn subscription_name(text: &str) -> Result<SubscriptionName, ApiError> {
+    match (text.parse::<SubscriptionId>(), Uid::parse(text)) {
+        (Ok(id), _) => Ok(SubscriptionName::Id(id)),
+        (Err(_), Ok(uid)) => Ok(SubscriptionName::Uid(uid)),
+        (Err(error), Err(_)) => Err(ApiError::SubscriptionNotFound(Some(error))),
     }
 }
 
@@ -203,6 +223,8 @@ pub enum Cursor {
     ApiKeys = b'k' as isize,
     /// `GET /subscriptions`.
     Subscriptions = b's' as isize,
+    /// `GET /deliveries`.
+    Deliveries = b'd' as isize,
     /// `GET /event-types`, by name.
     EventTypes = b't' as isize,
 }

@@ -7,6 +7,7 @@ mod batch;
 mod body;
 mod caller;
 mod catalogue;
+mod deliveries;
 mod event_types;
 mod events;
 mod extract;

@@ -74,6 +74,9 @@ pub enum ApiError {
     /// No such event, or not this caller's.
     #[error("there is no such event{}", because(.0.as_ref()))]
     EventNotFound(Option<IdError>),
+    /// No such delivery, or not this caller's.
+    #[error("there is no such delivery{}", because(.0.as_ref()))]
+    DeliveryNotFound(Option<IdError>),
     /// No such application, or not this caller's.
     #[error("there is no such application{}", because(.0.as_ref()))]
     ApplicationNotFound(Option<IdError>),
@@ -191,6 +194,9 @@ impl ApiError {
             }
             Self::EventNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/event-not-found", "Event not found")
+            }
+            Self::DeliveryNotFound(_) => {
+                (StatusCode::NOT_FOUND, "/problems/delivery-not-found", "Delivery not found")
             }
             Self::ApplicationNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/application-not-found", "Application not found")

@@ -199,7 +199,8 @@ mod tests {
         let target = TargetUrl::parse("http://a/").unwrap();
         let lane = target.lane(DEFAULT_APPLICATION);
         let routed = [3_000, 2_000, 1, 9_000, 0].map(|count| {
-            let destination = Destination { lane, subscription: None, target: target.clone() };
+            let destination =
+                Destination { lane, subscription: None, target: target.clone(), is_parked: false };
             Some(Routed { version: 1, destinations: vec![destination; count] })
         });
         assert_eq!(groups(&[0, 1, 2, 3, 4], &routed), [vec![0, 1], vec![2], vec![3], vec![4]]);

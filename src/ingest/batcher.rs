@@ -17,7 +17,7 @@ use super::{
 use crate::{
     clock::Clock,
     domain::{
-        DeliveryId, EventId, Submission,
+        DeliveryId, EventId, Run, Submission,
         routing::{Destination, route},
     },
     store::{
@@ -263,9 +263,10 @@ impl Batcher {
             let bytes = submission.payload.bytes().len();
             let deliveries = destinations.into_iter().enumerate().map(|(ordinal, destination)| {
                 let delivery_id = DeliveryId::of_event(event_id, ordinal);
-                let Destination { lane, subscription, target } = destination;
-                let owner = self.handover.reserve(delivery_id, lane, bytes);
-                NewDelivery { delivery_id, lane, subscription, target, owner }
+                let Destination { lane, subscription, target, is_parked } = destination;
+                let owner =
+                    if is_parked { None } else { self.handover.reserve(delivery_id, lane, bytes) };
+                NewDelivery { delivery_id, lane, subscription, target, owner, is_parked }
             });
             let deliveries = deliveries.collect();
             NewEvent { event_id, submission, routing_version: version, deliveries }
@@ -350,10 +351,12 @@ impl Batcher {
                         target: delivery.target,
                         payload: payload.clone(),
                         metadata: delivery.subscription.and(metadata.clone()),
+                        run: Run::Schedule,
                         attempt_count: 0,
+                        prior_count: 0,
                         scheduled_at: self.clock.now(),
                     }),
-                    (Stored::New, None) => left_in_queue.push(delivery.lane),
+                    (Stored::New, None) if !delivery.is_parked => left_in_queue.push(delivery.lane),
                     (_, Some(owner)) => {
                         let token = ClaimToken { owner, number: 1 };
                         let bytes = payload.len();

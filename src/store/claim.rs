@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::dispatchers::DispatcherId;
 use crate::domain::{
-    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId,
+    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, Run,
     SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
     subscription::Method,
 };
@@ -45,10 +45,21 @@ pub struct Claim {
     pub payload: Bytes,
     /// The event's metadata, JSON text, if the delivery is a subscription's.
     pub metadata: Option<Arc<str>>,
-    /// Attempts recorded before this one.
+    /// Why it is sent.
+    pub run: Run,
+    /// Attempts recorded before this one that its policy counts.
     pub attempt_count: u32,
+    /// Those that it does not.
+    pub prior_count: u32,
     /// When it became due, by the database's clock.
     pub scheduled_at: DateTime<Utc>,
+}
+
+impl Claim {
+    /// The number of the attempt to come, from 1.
+    pub fn number(&self) -> u32 {
+        self.prior_count + self.attempt_count + 1
+    }
 }
 
 impl Held for Claim {
@@ -73,7 +84,9 @@ pub struct ClaimedRow {
     subscription_id: Option<Uuid>,
     event_metadata: Option<String>,
     target_url: String,
+    run: Option<String>,
     attempt_count: i32,
+    prior_count: i32,
     due_at: DateTime<Utc>,
     payload_bytes: i32,
     /// Older than a delivery may be: it must be buried, not sent.
@@ -106,6 +119,12 @@ impl ClaimedRow {
         self.due_at
     }
 
+    /// Why it is sent.
+    pub fn run(&self) -> Run {
+        // The names are held by a constraint of the table.
+        Run::from_name(self.run.as_deref()).unwrap_or(Run::Schedule)
+    }
+
     /// How many bytes its payload has.
     pub fn payload_bytes(&self) -> usize {
         usize::try_from(self.payload_bytes).unwrap_or_default()
@@ -130,6 +149,8 @@ impl ClaimedRow {
             target,
             payload,
             metadata: self.event_metadata.map(Into::into),
+            run: Run::from_name(self.run.as_deref()).unwrap_or(Run::Schedule),
+            prior_count: self.prior_count.unsigned_abs(),
             attempt_count: self.attempt_count.unsigned_abs(),
             scheduled_at: self.due_at,
             event_type: self.event_type,
@@ -149,6 +170,10 @@ pub enum Next {
     },
     /// It is due again after this delay, which the database adds to its own clock.
     RetryAfter(Duration),
+    /// It was sent by hand, without success: it is due again when it was.
+    Resume,
+    /// Its subscription is disabled: it waits until that ends.
+    Park,
 }
 
 impl Next {
@@ -192,6 +217,8 @@ pub struct Finished {
     pub lane: LaneId,
     /// The event's type, for the history.
     pub event_type: Option<String>,
+    /// Why it was sent.
+    pub run: Run,
     /// What follows.
     pub next: Next,
     /// What happened.

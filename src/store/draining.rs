@@ -1,13 +1,28 @@
-//! Deleted subscriptions: what waits for them is cancelled, in portions.
+//! Deleted and disabled subscriptions: what waits for them is cancelled, or parked, in portions.
 
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded};
 use crate::domain::SubscriptionId;
 
+/// A subscription for which something may still wait in the queue.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Draining {
+    subscription_id: Uuid,
+    /// It is deleted, not only disabled.
+    pub is_deleted: bool,
+}
+
+impl Draining {
+    /// The subscription.
+    pub fn id(&self) -> SubscriptionId {
+        SubscriptionId::from_uuid(self.subscription_id)
+    }
+}
+
 impl Store {
-    /// Ends up to `rows_max` deliveries that wait for a deleted subscription as `cancelled`; tells
-    /// how many. What is claimed is left to whoever claimed it.
+    /// Ends up to `rows_max` deliveries that wait for a deleted subscription as `cancelled`, and up to
+    /// as many that are parked for it; tells how many. What is claimed is left to whoever claimed it.
     pub async fn cancel_waiting(
         &self,
         subscription: SubscriptionId,
@@ -23,32 +38,47 @@ impl Store {
         .await
     }
 
-    /// Lists up to `rows_max` deleted subscriptions for which something may still wait.
-    pub async fn undrained_subscriptions(
+    /// Ends up to `rows_max` deliveries that are parked for a subscription as `cancelled`, whether or
+    /// not it is deleted: its owner does not want them any more. Tells how many.
+    pub async fn cancel_parked(
         &self,
+        subscription: SubscriptionId,
         rows_max: i64,
-    ) -> Result<Vec<SubscriptionId>, StoreError> {
+    ) -> Result<i64, StoreError> {
         bounded(async {
-            let ids: Vec<Uuid> = sqlx::query_scalar(
-                "select subscription_id from subscription
-                 where deleted_at is not null and drained_at is null
-                 order by deleted_at limit $1",
-            )
-            .bind(rows_max)
-            .fetch_all(&self.pool)
-            .await?;
-            Ok(ids.into_iter().map(SubscriptionId::from_uuid).collect())
+            Ok(sqlx::query_scalar(CANCEL_PARKED)
+                .bind(subscription.uuid())
+                .bind(rows_max)
+                .fetch_one(&self.pool)
+                .await?)
         })
         .await
     }
 
-    /// Notes that nothing waits any more for a subscription that was deleted more than an hour ago:
-    /// by then whoever had a delivery of it claimed, or routed one by what it knew before, is done.
+    /// Lists up to `rows_max` subscriptions that were deleted or disabled, and for which something
+    /// may still wait.
+    pub async fn draining_subscriptions(&self, rows_max: i64) -> Result<Vec<Draining>, StoreError> {
+        bounded(async {
+            Ok(sqlx::query_as(
+                "select subscription_id, deleted_at is not null as is_deleted from subscription
+                 where drains_since is not null
+                 order by drains_since limit $1",
+            )
+            .bind(rows_max)
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
+    }
+
+    /// Notes that nothing waits any more for a subscription that was deleted or disabled more than an
+    /// hour ago: by then whoever had a delivery of it claimed, or routed one by what it knew before,
+    /// is done.
     pub async fn mark_drained(&self, subscription: SubscriptionId) -> Result<(), StoreError> {
         bounded(async {
             sqlx::query(
-                "update subscription set drained_at = now()
-                 where subscription_id = $1 and deleted_at < now() - interval '1 hour'",
+                "update subscription set drains_since = null
+                 where subscription_id = $1 and drains_since < now() - interval '1 hour'",
             )
             .bind(subscription.uuid())
             .execute(&self.pool)
@@ -59,9 +89,30 @@ impl Store {
     }
 }
 
+/// Ends what was `taken` from the queue or from `delivery_parked` as cancelled; tells how many.
+macro_rules! taken_are_cancelled {
+    () => {
+        "ended as (
+            insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
+                                  event_type, target_url, state, reason, attempt_count, created_at)
+            select delivery_id, event_id, application_id, subscription_id, subscription_id,
+                   (
+                       select type from event e
+                       where e.application_id = taken.application_id
+                         and e.event_id = taken.event_id
+                   ),
+                   target_url, 'cancelled', 'cancelled', attempt_count, created_at
+            from taken
+            -- What had ended before is what it was.
+            where coalesce(run, 'retry') = 'retry'
+        )
+        select count(*) from taken"
+    };
+}
+
 // By the lane, whose claimable rows are one range of the queue's index by due time.
-const CANCEL_WAITING: &str = "
-    with gone as (
+const CANCEL_WAITING: &str = concat!(
+    "with gone as (
         select subscription_id from subscription
         where subscription_id = $1 and deleted_at is not null
     ),
@@ -74,21 +125,43 @@ const CANCEL_WAITING: &str = "
             for update skip locked
         ) as q
     ),
-    ended as (
+    parked as (
+        select p.ctid as place
+        from gone cross join lateral (
+            select ctid from delivery_parked where subscription_id = gone.subscription_id
+            order by delivery_id limit $2
+            for update skip locked
+        ) as p
+    ),
+    left_queue as (
         delete from delivery_queue q using waiting
         where q.ctid = waiting.place and q.owner is null
-        returning q.*
+        returning q.delivery_id, q.event_id, q.application_id, q.subscription_id, q.target_url,
+                  q.prior_count + q.attempt_count as attempt_count, q.created_at, q.run
     ),
-    kept as (
-        insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
-                              event_type, target_url, state, reason, attempt_count, created_at)
-        select ended.delivery_id, ended.event_id, ended.application_id, ended.lane_id,
-               ended.subscription_id,
-               (
-                   select type from event e
-                   where e.application_id = ended.application_id and e.event_id = ended.event_id
-               ),
-               ended.target_url, 'cancelled', 'cancelled', ended.attempt_count, ended.created_at
-        from ended
-    )
-    select count(*) from ended";
+    left_parked as (
+        delete from delivery_parked p using parked
+        where p.ctid = parked.place
+        returning p.delivery_id, p.event_id, p.application_id, p.subscription_id, p.target_url,
+                  p.prior_count + p.attempt_count as attempt_count, p.created_at, null::text as run
+    ),
+    taken as (select * from left_queue union all select * from left_parked),
+    ",
+    taken_are_cancelled!()
+);
+
+const CANCEL_PARKED: &str = concat!(
+    "with parked as (
+        select ctid as place from delivery_parked where subscription_id = $1
+        order by delivery_id limit $2
+        for update skip locked
+    ),
+    taken as (
+        delete from delivery_parked p using parked
+        where p.ctid = parked.place
+        returning p.delivery_id, p.event_id, p.application_id, p.subscription_id, p.target_url,
+                  p.prior_count + p.attempt_count as attempt_count, p.created_at, null::text as run
+    ),
+    ",
+    taken_are_cancelled!()
+);

@@ -41,6 +41,8 @@ pub struct NewDelivery {
     pub target: TargetUrl,
     /// The process that will send it at once; `None` leaves it to whoever claims it.
     pub owner: Option<DispatcherId>,
+    /// It waits for its subscription, which is disabled.
+    pub is_parked: bool,
 }
 
 /// What became of one event of a batch.
@@ -182,6 +184,7 @@ async fn insert_events(
         .bind(delivery.target_url)
         .bind(delivery.payload_bytes)
         .bind(delivery.owner)
+        .bind(delivery.is_parked)
         .fetch_one(connection)
         .await?;
     Ok(is_current)
@@ -210,12 +213,23 @@ const INSERT_EVENTS: &str = "
     stored_delivery as (
         insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
                                     target_url, payload_bytes, owner, claim_number)
-        select d.*, case when d.owner is null then 0 else 1 end
+        select delivery_id, event_id, application_id, lane_id, subscription_id, target_url,
+               payload_bytes, owner, case when d.owner is null then 0 else 1 end
         from unnest($11::uuid[], $12::uuid[], $13::uuid[], $14::uuid[], $15::uuid[], $16::text[],
-                    $17::int[], $18::int[])
+                    $17::int[], $18::int[], $19::boolean[])
              as d(delivery_id, event_id, application_id, lane_id, subscription_id, target_url,
-                  payload_bytes, owner)
-        where not exists (select from stale)
+                  payload_bytes, owner, is_parked)
+        where not is_parked and not exists (select from stale)
+    ),
+    parked_delivery as (
+        insert into delivery_parked (delivery_id, event_id, application_id, subscription_id,
+                                     target_url, payload_bytes)
+        select delivery_id, event_id, application_id, subscription_id, target_url, payload_bytes
+        from unnest($11::uuid[], $12::uuid[], $13::uuid[], $15::uuid[], $16::text[], $17::int[],
+                    $19::boolean[])
+             as d(delivery_id, event_id, application_id, subscription_id, target_url,
+                  payload_bytes, is_parked)
+        where is_parked and not exists (select from stale)
     )
     select not exists (select from stale)";
 
@@ -259,6 +273,7 @@ struct DeliveryColumns<'a> {
     target_url: Vec<&'a str>,
     payload_bytes: Vec<i32>,
     owner: Vec<Option<DispatcherId>>,
+    is_parked: Vec<bool>,
 }
 
 impl<'a> DeliveryColumns<'a> {
@@ -275,6 +290,7 @@ impl<'a> DeliveryColumns<'a> {
                 columns.target_url.push(delivery.target.as_str());
                 columns.payload_bytes.push(as_int(event.submission.payload.bytes().len()));
                 columns.owner.push(delivery.owner);
+                columns.is_parked.push(delivery.is_parked);
             }
         }
         columns

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded};
+use super::{Store, StoreError, bounded, deliveries::DeliveryRow};
 use crate::domain::{
     ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, ids,
 };
@@ -89,33 +89,6 @@ pub struct EventPage {
     pub next: Option<EventId>,
 }
 
-/// A delivery, whether it has ended or not.
-#[derive(Debug, sqlx::FromRow)]
-pub struct DeliveryRow {
-    delivery_id: Uuid,
-    /// Where it goes.
-    pub target_url: String,
-    /// A state's name.
-    pub state: String,
-    /// Why it is not delivered, once it has ended.
-    pub reason: Option<String>,
-    /// Attempts recorded.
-    pub attempt_count: i32,
-    /// When it is due, while it is pending.
-    pub next_attempt_at: Option<DateTime<Utc>>,
-    /// When it was made.
-    pub created_at: DateTime<Utc>,
-    /// When it ended.
-    pub ended_at: Option<DateTime<Utc>>,
-}
-
-impl DeliveryRow {
-    /// Its id.
-    pub fn delivery_id(&self) -> DeliveryId {
-        DeliveryId::from_uuid(self.delivery_id)
-    }
-}
-
 /// An exchange.
 #[derive(Debug, sqlx::FromRow)]
 pub struct AttemptRow {
@@ -147,6 +120,8 @@ pub struct AttemptRow {
     pub error_message: Option<String>,
     /// Whether the result came after its lease was lost.
     pub is_late: bool,
+    /// Why it was made, if not by the schedule: a name of `Run`.
+    pub run: Option<String>,
 }
 
 impl AttemptRow {
@@ -180,26 +155,34 @@ pub struct EventDetail {
 const EVENT_SUMMARY: &str = "
     select event.event_id, event.type, event.subject, event.metadata, event.created_at,
            event.delivery_count,
-           coalesce(queued.open, 0) as open,
+           queued.open + parked.open as open,
            coalesce(ended.delivered, 0) as delivered,
            coalesce(ended.dead, 0) as dead,
            coalesce(ended.cancelled, 0) as cancelled,
-           (coalesce(queued.attempts, 0) + coalesce(ended.attempts, 0))::bigint as attempt_count,
+           (coalesce(queued.attempts, 0) + coalesce(parked.attempts, 0)
+            + coalesce(ended.attempts, 0))::bigint as attempt_count,
            queued.next_attempt_at
     from scanned as event
     cross join lateral (
-        select count(*) as open, sum(attempt_count) as attempts,
+        select count(*) as open, sum(prior_count + attempt_count) as attempts,
                min(due_at) filter (where owner is null) as next_attempt_at
         from delivery_queue q
         where q.delivery_id between event.low and event.high and q.event_id = event.event_id
+          and coalesce(q.run, 'retry') = 'retry'
     ) as queued
+    cross join lateral (
+        select count(*) as open, sum(prior_count + attempt_count) as attempts
+        from delivery_parked p
+        where p.delivery_id between event.low and event.high and p.event_id = event.event_id
+    ) as parked
     cross join lateral (
         select count(*) filter (where state = 'delivered') as delivered,
                count(*) filter (where state = 'dead') as dead,
                count(*) filter (where state = 'cancelled') as cancelled,
                sum(attempt_count) as attempts
         from delivery d
-        where d.delivery_id between event.low and event.high and d.event_id = event.event_id
+        where d.application_id = event.application_id
+          and d.delivery_id between event.low and event.high and d.event_id = event.event_id
     ) as ended";
 
 /// The columns of `scanned`: an event and the range of its deliveries' ids, which share all but
@@ -282,25 +265,29 @@ impl Store {
                     .bind(id.uuid())
                     .fetch_optional(&self.pool)
                     .await?;
-            let deliveries: Vec<DeliveryRow> = sqlx::query_as(EVENT_DELIVERIES)
-                .bind(low.uuid())
-                .bind(high.uuid())
-                .bind(id.uuid())
-                .bind(DELIVERIES_SHOWN_MAX)
-                .fetch_all(&self.pool)
-                .await?;
+            let deliveries = self.deliveries_between(application, low, high).await?;
             // Deliveries that are not shown must not take the places of these.
             let last_shown = deliveries.last().map_or(high, DeliveryRow::delivery_id);
-            let attempts = sqlx::query_as(EVENT_ATTEMPTS)
-                .bind(low.uuid())
-                .bind(last_shown.uuid())
-                .bind(ATTEMPTS_SHOWN_MAX)
-                .bind(ANSWER_BYTES_SHOWN_MAX)
-                .fetch_all(&self.pool)
-                .await?;
+            let attempts = self.attempts_between(low, last_shown).await?;
             Ok(Some(EventDetail { event, payload, deliveries, attempts }))
         })
         .await
+    }
+
+    /// The latest attempts of a range of deliveries, at most [`ATTEMPTS_SHOWN_MAX`], in the order of
+    /// deliveries and then of time.
+    pub(super) async fn attempts_between(
+        &self,
+        low: DeliveryId,
+        high: DeliveryId,
+    ) -> Result<Vec<AttemptRow>, StoreError> {
+        Ok(sqlx::query_as(ATTEMPTS)
+            .bind(low.uuid())
+            .bind(high.uuid())
+            .bind(ATTEMPTS_SHOWN_MAX)
+            .bind(ANSWER_BYTES_SHOWN_MAX)
+            .fetch_all(&self.pool)
+            .await?)
     }
 
     async fn event_row(
@@ -361,30 +348,15 @@ fn push_range(
     }
 }
 
-fn time_bound(at: DateTime<Utc>) -> Uuid {
+/// The least id of this time.
+pub(super) fn time_bound(at: DateTime<Utc>) -> Uuid {
     ids::lower_bound(u64::try_from(at.timestamp_millis()).unwrap_or_default())
 }
 
-const EVENT_DELIVERIES: &str = "
-    select * from (
-        select delivery_id, target_url,
-               case when owner is null then 'pending' else 'in_flight' end as state,
-               null as reason, attempt_count,
-               case when owner is null then due_at end as next_attempt_at,
-               created_at, null::timestamptz as ended_at
-        from delivery_queue
-        where delivery_id between $1 and $2 and event_id = $3
-        union all
-        select delivery_id, target_url, state, reason, attempt_count, null, created_at, ended_at
-        from delivery
-        where delivery_id between $1 and $2 and event_id = $3
-    ) as any_state
-    order by delivery_id limit $4";
-
 /// The lengths come from the row alone, so what is not shown is not even read.
-const EVENT_ATTEMPTS: &str = "
+const ATTEMPTS: &str = "
     select delivery_id, attempt_id, scheduled_at, started_at, duration_ms, request_method,
-           request_url, request_headers, response_status, error_class, error_message, is_late,
+           request_url, request_headers, response_status, error_class, error_message, is_late, run,
            case when fits then response_headers end as response_headers,
            case when fits then response_body end as response_body,
            response_truncated or not fits as response_truncated

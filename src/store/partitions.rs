@@ -139,6 +139,8 @@ impl Store {
         }
         // What was dropped is dropped, however this ends.
         let _ = bounded(async { Ok(connection.close().await?) }).await;
+        // Not left to the drop, which would free it later: whoever is next finds it free.
+        let _ = bounded(async { Ok(lock.rollback().await?) }).await;
         failure.map_or(Ok(dropped), Err)
     }
 }
@@ -183,7 +185,9 @@ async fn past_days(
     retention: Retention,
 ) -> Result<Vec<(&'static str, DayTable)>, StoreError> {
     let (now, oldest_queued): (DateTime<Utc>, Option<Uuid>) = sqlx::query_as(
-        "select now(), (select delivery_id from delivery_queue order by delivery_id limit 1)",
+        "select now(), least(
+             (select delivery_id from delivery_queue order by delivery_id limit 1),
+             (select delivery_id from delivery_parked order by delivery_id limit 1))",
     )
     .fetch_one(&mut *connection)
     .await?;

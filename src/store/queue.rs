@@ -237,7 +237,8 @@ const CLAIM_DUE: &str = "
         from due
         where q.ctid = due.place
         returning q.delivery_id, q.claim_number, q.event_id, q.application_id, q.lane_id,
-                  q.subscription_id, q.target_url, q.attempt_count, q.due_at, q.payload_bytes,
+                  q.subscription_id, q.target_url, q.run, q.attempt_count, q.prior_count, q.due_at,
+                  q.payload_bytes,
                   q.created_at < now() - $5 as is_expired
     )
     select claimed.*, event.type as event_type, event.metadata as event_metadata
@@ -308,8 +309,11 @@ const RELEASE_ORPHANS: &str = "
                    select type from event e
                    where e.application_id = ended.application_id and e.event_id = ended.event_id
                ),
-               ended.target_url, 'dead', 'interrupted', ended.attempt_count, ended.created_at
+               ended.target_url, 'dead', 'interrupted', ended.prior_count + ended.attempt_count,
+               ended.created_at
         from ended
+        -- What had ended before is what it was.
+        where coalesce(run, 'retry') = 'retry'
     )
     select (select count(*) from released) as released, (select count(*) from ended) as buried";
 

@@ -9,26 +9,47 @@ use super::{
     dispatchers::DispatcherId,
     queue::{AttemptRecord, Finished, Next, Recorded},
 };
-use crate::domain::{DeliveryState, ErrorClass};
+use crate::domain::{DeliveryState, ErrorClass, Run};
 
 impl Store {
-    /// Records results in one statement and one commit: ended deliveries leave the queue for the
-    /// history, others are due again, and every attempt is kept. A result whose claim was lost
-    /// changes nothing; its attempt is kept and marked late.
+    /// Records results, in one statement and one commit for all that are sent by their schedules:
+    /// ended deliveries leave the queue for the history, others are due again, and every attempt is
+    /// kept. A result whose claim was lost changes nothing; its attempt is kept and marked late.
     pub async fn record(&self, finished: &[Finished]) -> Result<Recorded, StoreError> {
-        let counted = bounded(async {
-            let counted: i64 = Columns::of(finished)
-                .bind(sqlx::query_scalar(RECORD))
-                .fetch_one(&self.pool)
-                .await?;
-            Ok(usize::try_from(counted).unwrap_or_default())
-        })
-        .await?;
+        let (mut scheduled, mut runs, mut parked) = (Vec::new(), Vec::new(), Vec::new());
+        for one in finished {
+            match (&one.next, one.run) {
+                (Next::Park, _) => parked.push(one),
+                (_, Run::Schedule) => scheduled.push(one),
+                (_, Run::Retry | Run::Once | Run::Replay) => runs.push(one),
+            }
+        }
+        let mut counted = 0;
+        if !scheduled.is_empty() {
+            counted += self.record_scheduled(&scheduled).await?;
+        }
+        if !runs.is_empty() {
+            counted += self.record_runs(&runs).await?;
+        }
+        if !parked.is_empty() {
+            counted += usize::try_from(self.park(&parked).await?).unwrap_or_default();
+        }
         let late = finished.len().saturating_sub(counted);
         if late > 0 {
             self.keep_late_attempts(finished).await?;
         }
         Ok(Recorded { counted, late })
+    }
+
+    async fn record_scheduled(&self, finished: &[&Finished]) -> Result<usize, StoreError> {
+        bounded(async {
+            let counted: i64 = Columns::of(finished.iter().copied())
+                .bind(sqlx::query_scalar(RECORD))
+                .fetch_one(&self.pool)
+                .await?;
+            Ok(usize::try_from(counted).unwrap_or_default())
+        })
+        .await
     }
 
     /// Keeps the attempts that the batch did not: those that counted are there already.
@@ -59,6 +80,7 @@ macro_rules! result_rows {
     )"
     };
 }
+pub(super) use result_rows;
 
 // How the rows are found matters more than anything else here. The queue is vacuumed when it is
 // nearly empty, so the planner believes that it has one row, and would read all of it and compare
@@ -85,8 +107,8 @@ const RECORD: &str = concat!(
         where q.ctid = r.place
           and q.owner = r.owner and q.claim_number = r.claim_number
           and r.state is not null
-        returning q.event_id, q.application_id, q.lane_id, q.subscription_id, q.target_url, q.attempt_count,
-                  q.created_at, r.*
+        returning q.event_id, q.application_id, q.lane_id, q.subscription_id, q.target_url,
+                  q.prior_count + q.attempt_count as attempt_count, q.created_at, r.*
     ),
     rescheduled as (
         update delivery_queue q
@@ -151,7 +173,7 @@ const KEEP_LATE: &str = concat!(
 
 /// The results, a vector a column.
 #[derive(Default)]
-struct Columns<'a> {
+pub(super) struct Columns<'a> {
     delivery_id: Vec<Uuid>,
     owner: Vec<DispatcherId>,
     claim_number: Vec<i32>,
@@ -175,7 +197,7 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(finished: &'a [Finished]) -> Self {
+    pub(super) fn of(finished: impl IntoIterator<Item = &'a Finished>) -> Self {
         let mut columns = Self::default();
         for one in finished {
             columns.delivery_id.push(one.delivery_id.uuid());
@@ -187,6 +209,7 @@ impl<'a> Columns<'a> {
                 Next::RetryAfter(delay) => {
                     (None, None, i64::try_from(delay.as_micros()).unwrap_or(i64::MAX))
                 }
+                Next::Resume | Next::Park => (None, None, 0),
             };
             columns.state.push(state.map(DeliveryState::as_str));
             columns.reason.push(reason.map(ErrorClass::as_str));
@@ -215,7 +238,7 @@ impl<'a> Columns<'a> {
         self.request_method.push(attempt.map(|a| a.request_method.as_str()));
     }
 
-    fn bind<'q>(self, query: ScalarQuery<'q>) -> ScalarQuery<'q>
+    pub(super) fn bind<'q>(self, query: ScalarQuery<'q>) -> ScalarQuery<'q>
     where
         'a: 'q,
     {
@@ -243,5 +266,5 @@ impl<'a> Columns<'a> {
     }
 }
 
-type ScalarQuery<'q> =
+pub(super) type ScalarQuery<'q> =
     sqlx::query::QueryScalar<'q, sqlx::Postgres, i64, sqlx::postgres::PgArguments>;

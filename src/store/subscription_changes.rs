@@ -11,7 +11,7 @@ use super::{
     queue::interval,
     subscriptions::SettingsRow,
 };
-use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId};
+use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId, subscription::DisabledBecause};
 
 /// How many keys of a subscription may sign at a time; the oldest beyond retire at once.
 pub const SIGNING_KEYS_MAX: i64 = 5;
@@ -136,12 +136,50 @@ impl Store {
                 Some(_) => {}
             }
             change.move_to(id, read_revision + 1, uid).await?;
+            change.set_draining(id, !settings.is_active).await?;
             change.insert_revision(id, read_revision + 1, settings).await?;
             if let Some(key) = key {
                 insert_key(&mut change.transaction, application, Some(id), key).await?;
             }
             change.transaction.commit().await?;
             Ok(Changed::Done)
+        })
+        .await
+    }
+
+    /// Disables a subscription because of what its receiver answered to a revision of it; `false` if
+    /// it is at another one by now, or is disabled already: then that answer says nothing about it.
+    pub async fn disable_subscription(
+        &self,
+        application: ApplicationId,
+        id: SubscriptionId,
+        sent_revision: i32,
+        because: DisabledBecause,
+    ) -> Result<bool, StoreError> {
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            let Some(mut change) = begin(&mut connection, application).await? else {
+                return Ok(false);
+            };
+            let is_current: Option<bool> = sqlx::query_scalar(
+                "select r.is_active from subscription s
+                 join subscription_revision r using (subscription_id, revision)
+                 where s.application_id = $1 and s.subscription_id = $2 and s.revision = $3
+                   and s.deleted_at is null",
+            )
+            .bind(application.uuid())
+            .bind(id.uuid())
+            .bind(sent_revision)
+            .fetch_optional(&mut *change.transaction)
+            .await?;
+            if is_current != Some(true) {
+                return Ok(false);
+            }
+            change.move_to(id, sent_revision + 1, None).await?;
+            change.set_draining(id, true).await?;
+            change.copy_revision(id, sent_revision, Some(because)).await?;
+            change.transaction.commit().await?;
+            Ok(true)
         })
         .await
     }
@@ -160,7 +198,8 @@ impl Store {
             };
             let deleted = sqlx::query(
                 "update subscription
-                 set deleted_at = now(), updated_at = now(), routing_version = $3
+                 set deleted_at = now(), drains_since = now(), updated_at = now(),
+                     routing_version = $3
                  where application_id = $1 and subscription_id = $2 and deleted_at is null",
             )
             .bind(application.uuid())
@@ -225,7 +264,7 @@ impl Store {
             .execute(&mut *change.transaction)
             .await?;
             change.move_to(id, revision + 1, None).await?;
-            change.copy_revision(id, revision).await?;
+            change.copy_revision(id, revision, None).await?;
             change.transaction.commit().await?;
             Ok(true)
         })
@@ -272,6 +311,19 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// What waits in the queue for a disabled subscription is to be parked.
+    async fn set_draining(&mut self, id: SubscriptionId, drains: bool) -> Result<(), StoreError> {
+        sqlx::query(
+            "update subscription set drains_since = case when $2 then now() end
+             where subscription_id = $1 and (drains_since is not null) <> $2",
+        )
+        .bind(id.uuid())
+        .bind(drains)
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
+    }
+
     async fn insert_revision(
         &mut self,
         id: SubscriptionId,
@@ -282,9 +334,10 @@ impl Change<'_> {
             "insert into subscription_revision (
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
-                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata
+                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
+                 disabled_at, disabled_because
              ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                       $18)",
+                       $18, $19, $20)",
         )
         .bind(id.uuid())
         .bind(revision)
@@ -304,27 +357,38 @@ impl Change<'_> {
         .bind(settings.sealed_inbound_secret.as_deref())
         .bind(settings.description.as_deref())
         .bind(settings.metadata.as_deref())
+        .bind(settings.disabled_at)
+        .bind(settings.disabled_because.as_deref())
         .execute(&mut *self.transaction)
         .await?;
         Ok(())
     }
 
-    /// The next revision says what this one says; the keys have changed.
-    async fn copy_revision(&mut self, id: SubscriptionId, revision: i32) -> Result<(), StoreError> {
+    /// The next revision says what this one says: the keys have changed, or it is disabled.
+    async fn copy_revision(
+        &mut self,
+        id: SubscriptionId,
+        revision: i32,
+        disabled: Option<DisabledBecause>,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "insert into subscription_revision (
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
-                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata
+                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
+                 disabled_at, disabled_because
              )
              select subscription_id, revision + 1, $3, target_url, method, event_types,
-                    filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
-                    signature_headers, sealed_headers, sealed_inbound_secret, description, metadata
+                    filter, is_active and $4::text is null, timeout_ms, retry, payload_format, schema_version, signing,
+                    signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
+                    case when $4 is null then disabled_at else now() end,
+                    coalesce($4, disabled_because)
              from subscription_revision where subscription_id = $1 and revision = $2",
         )
         .bind(id.uuid())
         .bind(revision)
         .bind(self.version)
+        .bind(disabled.map(DisabledBecause::as_str))
         .execute(&mut *self.transaction)
         .await?;
         Ok(())

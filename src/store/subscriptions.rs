@@ -49,6 +49,10 @@ pub struct SettingsRow {
     pub filter: Option<String>,
     /// Whether events are sent.
     pub is_active: bool,
+    /// Since when they are not.
+    pub disabled_at: Option<DateTime<Utc>>,
+    /// Why they are not: a name of `DisabledBecause`.
+    pub disabled_because: Option<String>,
     /// The deadline over one exchange; `None`: that of the settings.
     pub timeout_ms: Option<i32>,
     /// JSON text; `None`: the policy of the settings.
@@ -109,7 +113,8 @@ macro_rules! current_subscriptions {
     ($rest:literal) => {
         concat!(
             "select s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
-                    r.target_url, r.method, r.event_types, r.filter, r.is_active, r.timeout_ms,
+                    r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
+                    r.disabled_because, r.timeout_ms,
                     r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
                     r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata
              from subscription s join subscription_revision r using (subscription_id, revision) ",

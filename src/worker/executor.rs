@@ -16,13 +16,20 @@ use super::{
 use crate::{
     delivery::{Exchange, request},
     domain::{
-        AttemptId, Decision, DeliveryState, ErrorClass, LaneId, Outcome,
+        ApplicationId, AttemptId, Decision, DeliveryState, ErrorClass, LaneId, Outcome, Run,
+        Subscription,
         outcome::Failure,
         pacing::{Held, Verdict},
+        subscription::DisabledBecause,
     },
     store::queue::{AttemptRecord, Claim, Finished, Next, Release},
     telemetry,
 };
+
+/// What a receiver answers that wants nothing any more (RFC 9110).
+const GONE: u16 = 410;
+/// How often it is tried to disable a subscription for one such answer.
+const DISABLE_TRIES: usize = 5;
 
 /// Starts whatever can be started, whenever something can, until the end.
 pub async fn run(shared: Arc<Shared>) {
@@ -57,6 +64,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
         plan = plan(&shared, &claim) => match plan {
             Plan::Send(way) => way,
             Plan::Wait(pause) => return postpone(&shared, claim, pause).await,
+            Plan::Park => return park(&shared, claim).await,
             Plan::Cancel => return cancel(&shared, claim).await,
         },
         // The claim stays held, and is given back with the others that have no result.
@@ -73,20 +81,52 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
         let failure = Failure::new(ErrorClass::Internal, "the dispatcher failed; see its log");
         (failed(failure), String::new(), shared.clock.now())
     });
+    let gone = exchange.response.as_ref().filter(|response| response.status == GONE);
+    let gone = gone.and_then(|_| way.subscription()).map(|it| (claim.application, it.clone()));
     let (finished, verdict) = conclude(&shared, claim, &way, exchange, headers, started_at);
     let returned = shared.handover.conclude(lane, verdict, began);
     tokio::select! {
         _ = shared.results.send(finished) => {}
         () = shared.abort.cancelled() => return,
     }
-    if returned.is_empty() {
+    if returned.is_empty() && gone.is_none() {
         return;
     }
     // What is not returned is still held, and given back at the end. Boxed: it is rare, and would
     // make every request larger.
+    let rest = Box::pin(async {
+        if let Some((application, subscription)) = gone {
+            disable(&shared, application, &subscription).await;
+        }
+        if !returned.is_empty() {
+            return_queued(&shared, lane, returned, verdict).await;
+        }
+    });
     tokio::select! {
-        () = Box::pin(return_queued(&shared, lane, returned, verdict)) => {}
+        () = rest => {}
         () = shared.abort.cancelled() => {}
+    }
+}
+
+/// Disables a subscription whose receiver says that it is gone. If the database is away for long, the
+/// next such answer does it.
+async fn disable(shared: &Shared, application: ApplicationId, subscription: &Subscription) {
+    let (id, revision, because) = (subscription.id, subscription.revision, DisabledBecause::Gone);
+    for _ in 0..DISABLE_TRIES {
+        match shared.store.disable_subscription(application, id, revision, because).await {
+            Ok(is_disabled) => {
+                if is_disabled {
+                    tracing::warn!(subscription = %id, "disabled: its receiver answered {GONE}");
+                    // What waits in memory for it is parked rather than sent.
+                    shared.routes.forget([application]);
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, subscription = %id, "not disabled yet");
+                tokio::time::sleep(super::OUTAGE_PAUSE).await;
+            }
+        }
     }
 }
 
@@ -94,7 +134,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
 async fn attempt(shared: &Shared, claim: &Claim, way: &Way) -> (Exchange, String, DateTime<Utc>) {
     let started_at = shared.clock.now();
     tracing::debug!(
-        event = %claim.event_id, delivery = %claim.delivery_id, attempt = claim.attempt_count + 1,
+        event = %claim.event_id, delivery = %claim.delivery_id, attempt = claim.number(),
         "sending"
     );
     match way.request(shared, claim, started_at) {
@@ -123,38 +163,14 @@ fn conclude(
     request_headers: String,
     started_at: DateTime<Utc>,
 ) -> (Finished, Verdict) {
-    let number = claim.attempt_count + 1;
     let Exchange { duration, response, outcome } = exchange;
     let failure = outcome.failure().cloned();
     let verdict = verdict(&outcome);
     let status = response.as_ref().map(|r| r.status);
     let class = failure.as_ref().map(|f| f.class);
     telemetry::attempted(class, duration);
-    let decision = way.retry(shared).decide(number, outcome, rand::random());
-    let next = match decision {
-        Decision::Finish => {
-            tracing::debug!(
-                event = %claim.event_id, delivery = %claim.delivery_id, attempt = number,
-                status, duration_ms = duration.as_millis(), "delivered"
-            );
-            Next::End { state: DeliveryState::Delivered, reason: None }
-        }
-        Decision::Retry { after } => {
-            tracing::info!(
-                event = %claim.event_id, delivery = %claim.delivery_id, attempt = number,
-                class = class.map(ErrorClass::as_str), status,
-                retry_in_s = after.as_secs_f64(), "attempt failed; will be tried again"
-            );
-            Next::RetryAfter(after)
-        }
-        Decision::Bury { failure } => {
-            tracing::warn!(
-                event = %claim.event_id, delivery = %claim.delivery_id, attempt = number,
-                class = failure.class.as_str(), status, "attempt failed; the delivery is dead"
-            );
-            Next::End { state: DeliveryState::Dead, reason: Some(failure.class) }
-        }
-    };
+    let next = next(shared, &claim, way, outcome);
+    log(&claim, status, duration, &next, class);
     telemetry::concluded(&next);
     let attempt = AttemptRecord {
         attempt_id: AttemptId::new(shared.clock.unix_ms(), rand::random()),
@@ -172,11 +188,58 @@ fn conclude(
         token: claim.token,
         lane: claim.lane,
         event_type: claim.event_type,
+        run: claim.run,
         next,
         attempt: Some(attempt),
         slot_bytes: Some(claim.payload.len()),
     };
     (finished, verdict)
+}
+
+/// What follows from an outcome: what the policy says, unless it was sent at somebody's word.
+fn next(shared: &Shared, claim: &Claim, way: &Way, outcome: Outcome) -> Next {
+    let failed = outcome.failure().map(|failure| failure.class);
+    match (claim.run, failed) {
+        (Run::Retry, Some(_)) => return Next::Resume,
+        (Run::Once, Some(class)) => {
+            return Next::End { state: DeliveryState::Dead, reason: Some(class) };
+        }
+        (Run::Schedule | Run::Replay, _) | (_, None) => {}
+    }
+    match way.retry(shared).decide(claim.attempt_count + 1, outcome, rand::random()) {
+        Decision::Finish => Next::End { state: DeliveryState::Delivered, reason: None },
+        Decision::Retry { after } => Next::RetryAfter(after),
+        Decision::Bury { failure } => {
+            Next::End { state: DeliveryState::Dead, reason: Some(failure.class) }
+        }
+    }
+}
+
+fn log(
+    claim: &Claim,
+    status: Option<u16>,
+    duration: Duration,
+    next: &Next,
+    class: Option<ErrorClass>,
+) {
+    let (event, delivery, attempt) = (claim.event_id, claim.delivery_id, claim.number());
+    let class = class.map(ErrorClass::as_str);
+    match next {
+        Next::RetryAfter(after) => tracing::info!(
+            %event, %delivery, attempt, class, status, retry_in_s = after.as_secs_f64(),
+            "attempt failed; will be tried again"
+        ),
+        Next::End { state: DeliveryState::Delivered, .. } => tracing::debug!(
+            %event, %delivery, attempt, status, duration_ms = duration.as_millis(), "delivered"
+        ),
+        Next::End { .. } if claim.run == Run::Schedule => tracing::warn!(
+            %event, %delivery, attempt, class, status, "attempt failed; the delivery is dead"
+        ),
+        Next::End { .. } | Next::Resume | Next::Park => tracing::info!(
+            %event, %delivery, attempt, class, status,
+            "attempt failed, made by hand; the delivery is what it was"
+        ),
+    }
 }
 
 /// Gives back a claim that cannot be sent at present. It is no attempt.
@@ -194,12 +257,26 @@ async fn cancel(shared: &Shared, claim: Claim) {
         "cancelled: its subscription is deleted"
     );
     let reason = Some(ErrorClass::Cancelled);
+    unsent(shared, claim, Next::End { state: DeliveryState::Cancelled, reason }).await;
+}
+
+/// Sets a delivery aside whose subscription is disabled.
+async fn park(shared: &Shared, claim: Claim) {
+    tracing::debug!(
+        event = %claim.event_id, delivery = %claim.delivery_id,
+        "parked: its subscription is disabled"
+    );
+    unsent(shared, claim, Next::Park).await;
+}
+
+async fn unsent(shared: &Shared, claim: Claim, next: Next) {
     let finished = Finished {
         delivery_id: claim.delivery_id,
         token: claim.token,
         lane: claim.lane,
         event_type: claim.event_type,
-        next: Next::End { state: DeliveryState::Cancelled, reason },
+        run: claim.run,
+        next,
         attempt: None,
         slot_bytes: Some(claim.payload.len()),
     };

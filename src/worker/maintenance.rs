@@ -1,5 +1,5 @@
 //! Housekeeping in bounded portions: days of the history, old idempotency keys, idle lanes, idle
-//! connections, what waits for deleted subscriptions, secrets that an older key has sealed.
+//! connections, what waits for deleted and disabled subscriptions, secrets that an older key has sealed.
 
 use std::{
     sync::Arc,
@@ -16,11 +16,12 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Idempotency keys deleted by one statement, and statements of one round.
 const KEYS_PER_DELETE: i64 = 5_000;
 const DELETES_PER_ROUND: usize = 200;
-/// Deleted subscriptions of one round, and deliveries that one statement cancels.
+/// Deleted and disabled subscriptions of one round, and deliveries that one statement cancels or
+/// parks.
 const DRAINED_PER_ROUND: i64 = 200;
-const CANCELLED_PER_STATEMENT: i64 = 1_000;
+const MOVED_PER_STATEMENT: i64 = 1_000;
 /// Statements for one subscription in one round.
-const CANCELS_PER_ROUND: usize = 100;
+const STATEMENTS_PER_DRAIN: usize = 100;
 /// The time between two looks for secrets that an older key has sealed.
 const RESEAL_INTERVAL: Duration = Duration::from_secs(600);
 /// Secrets found by one statement, and statements of one look.
@@ -60,8 +61,8 @@ async fn rounds(shared: &Shared) {
         if let Err(error) = forget_keys(shared).await {
             tracing::warn!(%error, "old idempotency keys were not deleted");
         }
-        if let Err(error) = drain_deleted(shared).await {
-            tracing::warn!(%error, "what waits for deleted subscriptions was not cancelled");
+        if let Err(error) = drain(shared).await {
+            tracing::warn!(%error, "what waits for deleted or disabled subscriptions still waits");
         }
         if reseal_at <= Instant::now() {
             match reseal(shared).await {
@@ -94,13 +95,16 @@ async fn forget_keys(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn drain_deleted(shared: &Shared) -> Result<(), StoreError> {
-    for subscription in shared.store.undrained_subscriptions(DRAINED_PER_ROUND).await? {
-        for _ in 0..CANCELS_PER_ROUND {
-            let cancelled =
-                shared.store.cancel_waiting(subscription, CANCELLED_PER_STATEMENT).await?;
-            if cancelled < CANCELLED_PER_STATEMENT {
-                shared.store.mark_drained(subscription).await?;
+async fn drain(shared: &Shared) -> Result<(), StoreError> {
+    for one in shared.store.draining_subscriptions(DRAINED_PER_ROUND).await? {
+        for _ in 0..STATEMENTS_PER_DRAIN {
+            let moved = if one.is_deleted {
+                shared.store.cancel_waiting(one.id(), MOVED_PER_STATEMENT).await?
+            } else {
+                shared.store.park_waiting(one.id(), MOVED_PER_STATEMENT).await?
+            };
+            if moved < MOVED_PER_STATEMENT {
+                shared.store.mark_drained(one.id()).await?;
                 break;
             }
         }

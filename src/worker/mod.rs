@@ -13,6 +13,7 @@ mod claimer;
 mod executor;
 mod heartbeat;
 mod maintenance;
+mod parking;
 mod plan;
 mod recorder;
 mod wakeups;
@@ -111,7 +112,7 @@ struct Shared {
 /// The sending half of the service. Made on the runtime that it is to work on.
 pub struct Worker {
     shared: Arc<Shared>,
-    /// Claimer, starter, wake-ups, maintenance: all that ends at `stop`.
+    /// Claimer, starter, wake-ups, maintenance, parking: all that ends at `stop`.
     loops: TaskTracker,
     /// Ends last, since it is what keeps our claims ours.
     heartbeat: JoinHandle<()>,
@@ -160,6 +161,7 @@ impl Worker {
         loops.spawn(watched("starter", executor::run(shared.clone()), stop, failed));
         loops.spawn(watched("sweeper", heartbeat::sweep(shared.clone()), stop, failed));
         loops.spawn(watched("maintenance", maintenance::run(shared.clone()), stop, failed));
+        loops.spawn(watched("parking", parking::run(shared.clone()), stop, failed));
         loops.spawn(watched("listener", wakeups::listen(shared.clone()), stop, failed));
         loops.spawn(watched("notifier", tell_other_workers(shared.clone()), stop, failed));
         loops.close();

@@ -18,8 +18,7 @@ use crate::{
     store::queue::Claim,
 };
 
-/// How long a delivery waits that cannot be sent at present: its subscription is disabled, or
-/// cannot be read here.
+/// How long a delivery waits whose subscription cannot be read here.
 const WAIT: Duration = Duration::from_secs(60);
 
 /// What is to be done with a claim.
@@ -28,6 +27,8 @@ pub enum Plan {
     Send(Way),
     /// Look again after a while; it is no attempt.
     Wait(Duration),
+    /// Its subscription is disabled.
+    Park,
     /// Its subscription, or its application, is gone.
     Cancel,
 }
@@ -62,7 +63,8 @@ pub async fn plan(shared: &Shared, claim: &Claim) -> Plan {
                 Some(Place::Subscription(subscription)) if subscription.is_active => {
                     Plan::Send(Way::Subscription(subscription.clone()))
                 }
-                Some(Place::Subscription(_) | Place::Unreadable) => Plan::Wait(WAIT),
+                Some(Place::Subscription(_)) => Plan::Park,
+                Some(Place::Unreadable) => Plan::Wait(WAIT),
                 None => Plan::Cancel,
             }
         }
@@ -106,7 +108,7 @@ impl Way {
             event_id: claim.event_id,
             event_type: claim.event_type.as_deref(),
             delivery_id: claim.delivery_id,
-            number: claim.attempt_count + 1,
+            number: claim.number(),
             at,
             span_id: rand::random(),
             method: self.method(),
@@ -140,6 +142,14 @@ impl Way {
             }
         }
         Outgoing::of(&attempt)
+    }
+
+    /// The subscription, if it is one's.
+    pub fn subscription(&self) -> Option<&Arc<Subscription>> {
+        match self {
+            Self::Subscription(subscription) => Some(subscription),
+            Self::Explicit(_) | Self::Settings => None,
+        }
     }
 
     /// Its method.

@@ -104,6 +104,7 @@ impl Bench {
         let event_id = EventId::new(unix_ms, rand::random());
         let delivery = NewDelivery {
             subscription: None,
+            is_parked: false,
             delivery_id: DeliveryId::of_event(event_id, 0),
             lane: target.lane(DEFAULT_APPLICATION),
             target,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use webhook_dispatcher::{
     domain::{
-        DeliveryId, DeliveryState, ErrorClass, EventId, IdempotencyKey, LaneId, Payload,
+        DeliveryId, DeliveryState, ErrorClass, EventId, IdempotencyKey, LaneId, Payload, Run,
         Submission, TargetUrl,
         event::Route,
         ids::{AttemptId, DEFAULT_APPLICATION},
@@ -92,6 +92,7 @@ fn event(submission: &Submission, owner: Option<DispatcherId>) -> NewEvent<'_> {
     let event_id = EventId::new(unix_ms, rand::random());
     let delivery = NewDelivery {
         subscription: None,
+        is_parked: false,
         delivery_id: DeliveryId::of_event(event_id, 0),
         lane: lane(),
         target: TargetUrl::parse(TARGET).unwrap(),
@@ -116,6 +117,7 @@ fn finished(id: DeliveryId, token: ClaimToken, next: Next) -> Finished {
         token,
         lane: lane(),
         event_type: None,
+        run: Run::Schedule,
         next,
         attempt: Some(AttemptRecord {
             request_method: Method::Post,

@@ -150,27 +150,6 @@ async fn what_waits_is_sent_as_the_subscription_says_now() {
     app.stop().await;
 }
 
-/// Catches: an event that is routed to a disabled subscription, and one that is not routed again
-/// afterwards.
-#[tokio::test]
-async fn a_disabled_subscription_gets_nothing() {
-    let receiver = Receiver::always(200).await;
-    let app = TestApp::start().await;
-    let body = json!({"target_url": receiver.url("/"), "event_types": "a", "uid": "mine"});
-    app.make("/subscriptions", body).await;
-    let (status, shown) = app.call("POST", "/subscriptions/mine/disable", None, None).await;
-    assert_eq!((status, &shown["is_active"]), (200, &json!(false)));
-    let missed = publish(&app, "a").await;
-    assert_eq!(app.event(&missed).await["status"], "unrouted");
-    let (status, shown) = app.call("POST", "/subscriptions/mine/enable", None, None).await;
-    assert_eq!((status, &shown["is_active"]), (200, &json!(true)));
-    let id = publish(&app, "a").await;
-    app.wait_for(&id, "delivered").await;
-    assert_eq!(app.event(&missed).await["status"], "unrouted");
-    assert_eq!(receiver.count(), 1);
-    app.stop().await;
-}
-
 /// Catches: what waits for a deleted subscription sent, or left to wait for ever, whether it is due
 /// again and again or in an hour.
 #[tokio::test]

@@ -14,6 +14,8 @@ fn settings(shown: &Value) -> Value {
     for name in ["id", "application_id", "revision", "created_at", "updated_at", "secret"] {
         object.remove(name);
     }
+    let disabled = object.remove("disabled").unwrap();
+    assert_eq!(disabled.is_null(), object["is_active"] == true, "{disabled}");
     shown
 }
 

@@ -240,6 +240,7 @@ async fn rows_that_a_process_owns_and_does_not_know_are_released() {
     let event_id = EventId::new(unix_ms, rand::random());
     let delivery = NewDelivery {
         subscription: None,
+        is_parked: false,
         delivery_id: DeliveryId::of_event(event_id, 0),
         lane: target.lane(DEFAULT_APPLICATION),
         target,

@@ -23,6 +23,8 @@ const PREFIX: &str = "/api/v1/webhooks";
 pub enum Tag {
     /// Publishing, and what became of it.
     Events,
+    /// The log.
+    Deliveries,
     /// Which events go where.
     Subscriptions,
     /// The catalogue.
@@ -39,8 +41,9 @@ pub enum Tag {
 
 impl Tag {
     /// Every one.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Events,
+        Self::Deliveries,
         Self::Subscriptions,
         Self::EventTypes,
         Self::Applications,
@@ -53,6 +56,9 @@ impl Tag {
     pub const fn texts(self) -> (&'static str, &'static str) {
         match self {
             Self::Events => ("Events", "Publish events, and see what became of them."),
+            Self::Deliveries => {
+                ("Deliveries", "The log: each event to each of its targets, attempt by attempt.")
+            }
             Self::Subscriptions => {
                 ("Subscriptions", "Which events of an application go to which URL, and how.")
             }
@@ -306,6 +312,7 @@ impl Operation {
             match parameter.names {
                 Some("application") => self.problem(ApiError::ApplicationNotFound(None)),
                 Some("event") => self.problem(ApiError::EventNotFound(None)),
+                Some("delivery") => self.problem(ApiError::DeliveryNotFound(None)),
                 Some("subscription") => self.problem(ApiError::SubscriptionNotFound(None)),
                 Some("event_type") => self.problem(ApiError::EventTypeNotFound),
                 Some("api_key") => self.problem(ApiError::KeyNotFound(None)),

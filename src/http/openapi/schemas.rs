@@ -197,7 +197,7 @@ ids!(ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, SubscriptionId);
 /// Parameters that many operations take.
 pub mod parameters {
     use super::{In, LIMIT_DEFAULT, LIMIT_MAX, Parameter, Value, event_type, id, json, uid};
-    use crate::domain::{ApiKeyId, ApplicationId, EventId, SubscriptionId};
+    use crate::domain::{ApiKeyId, ApplicationId, DeliveryId, EventId, SubscriptionId};
 
     /// Checks that the query's parameters are those that the code reads, in its order.
     pub fn query<const N: usize>(names: &[&str; N], parameters: [Parameter; N]) -> [Parameter; N] {
@@ -217,6 +217,7 @@ pub mod parameters {
             "subscription" => "A subscription, by its id or its uid",
             "event_type" => "The name of an event type",
             "api_key" => "An API key, by its id",
+            "delivery" => "A delivery, by its id",
             _ => "An event, by its id",
         };
         Parameter { place: In::Path, name, names: Some(names), description, schema }
@@ -235,6 +236,11 @@ pub mod parameters {
     /// An event, in the path.
     pub fn event_path() -> Parameter {
         of_path("id", "event", id(EventId::PREFIX))
+    }
+
+    /// A delivery, in the path.
+    pub fn delivery_path() -> Parameter {
+        of_path("id", "delivery", id(DeliveryId::PREFIX))
     }
 
     /// A subscription, in the path.
@@ -262,6 +268,32 @@ pub mod parameters {
                 by_id_or_uid(ApplicationId::PREFIX),
             )
         }
+    }
+
+    /// A subscription, in the query.
+    pub fn subscription_id() -> Parameter {
+        Parameter {
+            names: Some("subscription"),
+            ..of_query(
+                "subscription_id",
+                "Only those of this subscription, by its id or its uid; of a deleted one by its id",
+                by_id_or_uid(SubscriptionId::PREFIX),
+            )
+        }
+    }
+
+    /// From when on.
+    pub fn created_after() -> Parameter {
+        of_query("created_after", "Of events accepted then, or later", time())
+    }
+
+    /// Until when.
+    pub fn created_before() -> Parameter {
+        of_query("created_before", "Of events accepted before", time())
+    }
+
+    fn time() -> Value {
+        json!({"type": "string", "format": "date-time"})
     }
 
     /// How much of a list.

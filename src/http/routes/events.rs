@@ -3,7 +3,10 @@
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use super::examples::{CURSOR, EVENT, TIME};
+use super::{
+    deliveries,
+    examples::{CURSOR, EVENT, TIME},
+};
 use crate::{
     domain::{EventStatus, Permission},
     http::{
@@ -159,7 +162,6 @@ fn list() -> Operation {
         "metadata": {"source": "billing"}, "created_at": TIME, "delivery_count": 1,
         "attempt_count": 2, "next_attempt_at": "2026-01-31T12:00:04.5Z",
     });
-    let time = || json!({"type": "string", "format": "date-time"});
     let statuses = EventStatus::ALL.map(EventStatus::as_str);
     Operation::get("/events", events::list)
         .named("listEvents", "Lists events, newest first")
@@ -171,8 +173,8 @@ fn list() -> Operation {
                 take::of_query("type", "Of this very type", schemas::event_type()),
                 take::of_query("subject", "About this one", schemas::subject()),
                 take::of_query("status", "Of this status", schemas::one_of(statuses)),
-                take::of_query("created_after", "Accepted then, or later", time()),
-                take::of_query("created_before", "Accepted before", time()),
+                take::created_after(),
+                take::created_before(),
                 take::limit(),
                 take::cursor(),
             ],
@@ -189,29 +191,11 @@ fn show() -> Operation {
         "class": "http_status", "message": "the receiver answered 500", "status": 500,
         "at": "2026-01-31T12:00:00.2Z",
     });
-    let attempt = json!({
-        "id": "att_0192d4e012347abc8def0123456789ab",
-        "scheduled_at": TIME, "started_at": "2026-01-31T12:00:00.2Z", "duration_ms": 12,
-        "request": {
-            "method": "POST",
-            "url": "https://example.com/webhook",
-            "headers": {"content-type": "application/json", "webhook-id": EVENT},
-        },
-        "response": {"status": 500, "headers": {}, "body": "oh no", "is_truncated": false},
-        "error": error,
-        "is_late": false,
-    });
-    let delivery = json!({
-        "id": "dlv_0192d4e012347abc8def012345600001",
-        "target_url": "https://example.com/webhook", "state": "pending", "reason": null,
-        "attempt_count": 1, "next_attempt_at": "2026-01-31T12:00:02.1Z", "created_at": TIME,
-        "ended_at": null, "attempts": [attempt],
-    });
     let event = json!({
         "id": EVENT, "type": "invoice.paid", "subject": null, "metadata": null,
         "status": "pending", "created_at": TIME, "delivery_count": 1, "attempt_count": 1,
         "next_attempt_at": "2026-01-31T12:00:02.1Z", "payload": {"amount": 120},
-        "last_error": error, "deliveries": [delivery],
+        "last_error": error, "deliveries": [deliveries::delivery()],
     });
     Operation::get("/events/{id}", events::show)
         .named("getEvent", "Shows an event, with its deliveries and their attempts")

@@ -3,6 +3,7 @@
 
 mod api_keys;
 mod applications;
+mod deliveries;
 mod event_types;
 mod events;
 mod service;
@@ -18,13 +19,17 @@ pub fn of_the_process() -> Vec<Operation> {
 /// What a process answers that accepts events.
 pub fn of_the_api() -> Vec<Operation> {
     let (subscriptions, event_types) = (subscriptions::operations(), event_types::operations());
+    let deliveries = deliveries::operations();
     // There, `events` are the types of events.
     let prefixed = [
         under_the_prefix(&subscriptions, ("/subscriptions", "/subscriptions")),
+        under_the_prefix(&deliveries, ("/deliveries", "/deliveries")),
         under_the_prefix(&event_types, ("/event-types", "/events")),
     ];
     [
         events::operations(),
+        deliveries,
+        vec![deliveries::status()],
         subscriptions,
         event_types,
         applications::operations(),
@@ -44,6 +49,8 @@ mod examples {
     pub const APPLICATION: &str = "app_0192d4e012347abc8def0123456789ab";
     /// An event's id.
     pub const EVENT: &str = "evt_0192d4e012347abc8def0123456789ab";
+    /// A delivery's id.
+    pub const DELIVERY: &str = "dlv_0192d4e012347abc8def012345600001";
     /// A subscription's id.
     pub const SUBSCRIPTION: &str = "sub_0192d4e012347abc8def0123456789ab";
     /// When it happened.

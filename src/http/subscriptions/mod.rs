@@ -1,5 +1,6 @@
 //! `/subscriptions`: which events go where.
 
+pub mod secrets;
 pub mod settings;
 pub mod test_event;
 
@@ -10,32 +11,32 @@ use axum::{
     extract::{Request, State},
     http::{StatusCode, Uri},
 };
-use base64::{Engine, engine::general_purpose::STANDARD};
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use self::settings::{Given, REDACTED, fault, names};
+use self::{
+    secrets::{new_secret, secret_for, signing_key},
+    settings::{Given, REDACTED, fault, names},
+};
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
     events::{self, Page},
     extract::{self, Cursor, IdempotencyHeader, Parameters, SubscriptionPath},
-    json::Members,
     problem::{Place, Problem},
     submission,
 };
 use crate::{
     domain::{
-        ApplicationId, EventTypePatterns, Permission, SigningKey, SigningKeyId, SubscriptionId,
-        TargetUrl, Uid,
-        subscription::{Method, PayloadFormat, SignatureHeaders, sealed},
+        ApplicationId, EventTypePatterns, Permission, SubscriptionId, TargetUrl, Uid,
+        subscription::{DisabledBecause, Method, PayloadFormat, SignatureHeaders},
     },
     store::{
         StoreError,
         idempotency::Standing,
-        subscription_changes::{Changed, NewSigningKey, NewSubscription},
+        subscription_changes::{Changed, NewSubscription},
         subscriptions::{SettingsRow, SubscriptionFilter, SubscriptionName, SubscriptionRow},
     },
 };
@@ -44,19 +45,17 @@ pub use settings::Bounds;
 
 /// How often a change is tried anew because somebody else changed the same subscription meanwhile.
 const CHANGE_ROUNDS_MAX: usize = 5;
-/// How long a key that is rotated away signs on, in seconds: unless the caller says otherwise, and
-/// at most.
-pub const OVERLAP_SECONDS: f64 = 24.0 * 3_600.0;
-pub const OVERLAP_SECONDS_MAX: f64 = 7.0 * 24.0 * 3_600.0;
-
 /// The parameters of `GET /subscriptions`.
 pub const PARAMETERS: &[&str; 6] =
     &["application", "is_active", "event_type", "target_url", "limit", "cursor"];
-/// The fields of a rotation.
-pub const ROTATION_FIELDS: &[&str; 2] = &["secret", "overlap_seconds"];
+/// How many deliveries a deletion cancels itself, a disabling parks, and a statement cancels of what
+/// is parked.
+const AT_ONCE_MAX: i64 = 5_000;
+/// How many such statements one request makes; beyond that it must be sent again.
+const CANCEL_STATEMENTS_MAX: usize = 200;
 
-/// How many deliveries the deletion of a subscription cancels itself.
-const CANCELLED_AT_ONCE_MAX: i64 = 5_000;
+/// The parameters of an enabling.
+pub const OF_ENABLING: &[&str; 2] = &["application", "parked"];
 
 /// A subscription as it is shown.
 #[derive(Serialize, JsonSchema)]
@@ -78,6 +77,8 @@ pub struct SubscriptionBody {
     #[schemars(extend("enum" = names(SignatureHeaders::ALL, SignatureHeaders::as_str)))]
     signature_headers: String,
     is_active: bool,
+    /// Since when and why, if it is not active.
+    disabled: Option<DisabledBody>,
     timeout_seconds: Option<f64>,
     retry: Option<Box<RawValue>>,
     #[schemars(extend("enum" = names(PayloadFormat::ALL, PayloadFormat::as_str)))]
@@ -93,14 +94,14 @@ pub struct SubscriptionBody {
     secret: Option<String>,
 }
 
-/// The secret of a subscription, for who asks for it explicitly.
+/// Since when, and why, a subscription is disabled.
 #[derive(Serialize, JsonSchema)]
-#[schemars(rename = "Secret")]
-pub struct SecretBody {
-    secret: String,
-    /// Until when the secrets before this one sign beside it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    previous_until: Option<DateTime<Utc>>,
+#[schemars(rename = "Disabled")]
+pub struct DisabledBody {
+    at: DateTime<Utc>,
+    /// Its owner said so, its receiver answered 410, or all has failed for long.
+    #[schemars(extend("enum" = names(DisabledBecause::ALL, DisabledBecause::as_str)))]
+    because: String,
 }
 
 fn shown(
@@ -129,6 +130,10 @@ fn shown(
         signing: settings.signing,
         signature_headers: settings.signature_headers,
         is_active: settings.is_active,
+        disabled: settings
+            .disabled_at
+            .zip(settings.disabled_because)
+            .map(|(at, because)| DisabledBody { at, because }),
         timeout_seconds: settings.timeout_ms.map(|ms| f64::from(ms) / 1_000.0),
         retry: json(settings.retry),
         payload_format: settings.payload_format,
@@ -155,7 +160,7 @@ pub async fn create(
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
     let id = SubscriptionId::new(state.clock.unix_ms(), rand::random());
-    let (uid, settings) = (given.uid()?, given.settings(id)?);
+    let (uid, settings) = (given.uid()?, stamped(given.settings(id)?, None, state.clock.now()));
     let secret = secret_for(&settings, given.secret()?)?;
     let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;
     let once = idempotency_key
@@ -276,6 +281,7 @@ async fn apply(
         let row = found(state, application, name).await?;
         let id = row.id();
         let after = settings(id, row.settings.clone())?;
+        let after = stamped(after, Some(&row.settings), state.clock.now());
         if after == row.settings && uid.is_none_or(|uid| row.uid.as_deref() == Some(uid.as_str())) {
             return Ok(Json(shown(state, application, row, None)?));
         }
@@ -295,6 +301,9 @@ async fn apply(
             .map_err(taken)?;
         match changed {
             Changed::Done => {
+                if row.settings.is_active && !after.is_active {
+                    park_first(state, id).await;
+                }
                 let row = found(state, application, &SubscriptionName::Id(id)).await?;
                 return Ok(Json(shown(state, application, row, secret)?));
             }
@@ -319,95 +328,74 @@ pub async fn delete(
         return Err(ApiError::SubscriptionNotFound(None).into());
     }
     // The rest of a long backlog is cancelled by and by.
-    if let Err(error) = state.store.cancel_waiting(row.id(), CANCELLED_AT_ONCE_MAX).await {
+    if let Err(error) = state.store.cancel_waiting(row.id(), AT_ONCE_MAX).await {
         tracing::warn!(%error, "what waits for a deleted subscription is cancelled later");
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Sends events there again.
+/// Sends events there again, and what is parked for it, unless that is not wanted any more.
 pub async fn enable(
     State(state): State<ApiState>,
     caller: Caller,
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    set_active(&state, caller, &name, &uri, true).await
+    let given = Parameters::of(&uri, OF_ENABLING)?;
+    let application = events::application(&state, caller, &given).await?;
+    caller.must(Permission::Manage)?;
+    let cancels = given.read("parked", |text| match text {
+        "send" => Ok(false),
+        "cancel" => Ok(true),
+        _ => Err("must be send or cancel"),
+    })?;
+    if cancels == Some(true) {
+        let id = found(&state, application, &name).await?.id();
+        cancel_parked(&state, id).await?;
+    }
+    let active = |_, before| Ok(SettingsRow { is_active: true, ..before });
+    apply(&state, application, &name, None, active).await
 }
 
-/// Sends no events there for now.
+/// Sends nothing there for now: what comes for it is parked.
 pub async fn disable(
     State(state): State<ApiState>,
     caller: Caller,
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    set_active(&state, caller, &name, &uri, false).await
-}
-
-async fn set_active(
-    state: &ApiState,
-    caller: Caller,
-    name: &SubscriptionName,
-    uri: &Uri,
-    is_active: bool,
-) -> Result<Json<SubscriptionBody>, Problem> {
-    let application = application(state, caller, uri).await?;
-    caller.must(Permission::Manage)?;
-    apply(state, application, name, None, |_, before| Ok(SettingsRow { is_active, ..before })).await
-}
-
-/// Shows the current secret: the one explicit way to it after it was made.
-pub async fn secret(
-    State(state): State<ApiState>,
-    caller: Caller,
-    SubscriptionPath(name): SubscriptionPath,
-    uri: Uri,
-) -> Result<Json<SecretBody>, Problem> {
     let application = application(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
-    let row = found(&state, application, &name).await?;
-    let keys = state.store.signing_keys(row.id()).await?;
-    let current = keys.first().ok_or(ApiError::Conflict("this subscription does not sign"))?;
-    let opened = state.sealing.open(&current.sealed, &sealed::signing_key(current.id()));
-    let secret = opened.map_err(|error| {
-        tracing::error!(%error, subscription = %row.id(), "a secret cannot be opened");
-        ApiError::Internal
-    })?;
-    let secret = String::from_utf8_lossy(secret.bytes()).into_owned();
-    let previous_until = keys.iter().filter_map(|key| key.retires_at).max();
-    Ok(Json(SecretBody { secret, previous_until }))
+    let inactive = |_, before| Ok(SettingsRow { is_active: false, ..before });
+    apply(&state, application, &name, None, inactive).await
 }
 
-/// Makes a new secret, or takes the caller's; those before sign beside it for the overlap.
-pub async fn rotate_secret(
-    State(state): State<ApiState>,
-    caller: Caller,
-    SubscriptionPath(name): SubscriptionPath,
-    uri: Uri,
-    request: Request,
-) -> Result<Json<SecretBody>, Problem> {
-    let application = application(&state, caller, &uri).await?;
-    caller.must(Permission::Manage)?;
-    let body = body::read_json(request, state.body_limit, None).await?;
-    let given = Members::of(body::text(&body)?, ROTATION_FIELDS)?;
-    let secret = settings::secret(&given, "secret")?.unwrap_or_else(new_secret);
-    is_key(&secret)?;
-    let overlap = given.number("overlap_seconds")?.unwrap_or(OVERLAP_SECONDS);
-    if !(0.0..=OVERLAP_SECONDS_MAX).contains(&overlap) {
-        return Err(fault("overlap_seconds", format!("must be 0 to {OVERLAP_SECONDS_MAX}")));
+/// Notes since when a subscription is disabled by its owner; what is disabled already stays so.
+fn stamped(after: SettingsRow, before: Option<&SettingsRow>, now: DateTime<Utc>) -> SettingsRow {
+    let (disabled_at, disabled_because) = match before {
+        _ if after.is_active => (None, None),
+        Some(before) if !before.is_active => (before.disabled_at, before.disabled_because.clone()),
+        Some(_) | None => (Some(now), Some(DisabledBecause::Owner.as_str().to_owned())),
+    };
+    SettingsRow { disabled_at, disabled_because, ..after }
+}
+
+/// Parks what waits for a subscription that has just been disabled; the rest of a long backlog is
+/// parked by and by.
+async fn park_first(state: &ApiState, id: SubscriptionId) {
+    if let Err(error) = state.store.park_waiting(id, AT_ONCE_MAX).await {
+        tracing::warn!(%error, "what waits for a disabled subscription is parked later");
     }
-    let overlap = std::time::Duration::from_secs_f64(overlap);
-    let row = found(&state, application, &name).await?;
-    if row.settings.signing == "none" {
-        return Err(ApiError::Conflict("this subscription does not sign").into());
+}
+
+/// Cancels what is parked for a subscription, all of it.
+async fn cancel_parked(state: &ApiState, id: SubscriptionId) -> Result<(), Problem> {
+    for _ in 0..CANCEL_STATEMENTS_MAX {
+        if state.store.cancel_parked(id, AT_ONCE_MAX).await? < AT_ONCE_MAX {
+            return Ok(());
+        }
     }
-    let key = signing_key(&state, &secret);
-    if !state.store.rotate_signing_key(application, row.id(), &key, overlap).await? {
-        return Err(ApiError::SubscriptionNotFound(None).into());
-    }
-    let previous_until = (!overlap.is_zero()).then(|| state.clock.now() + overlap);
-    Ok(Json(SecretBody { secret, previous_until }))
+    Err(ApiError::Busy.into())
 }
 
 /// The application that the query names, where nothing else stands in it.
@@ -427,43 +415,6 @@ async fn found(
 ) -> Result<SubscriptionRow, Problem> {
     let row = state.store.subscription(application, name).await?;
     Ok(row.ok_or(ApiError::SubscriptionNotFound(None))?)
-}
-
-/// The secret of a new subscription: the caller's, or a new one; none where signing is off.
-fn secret_for(settings: &SettingsRow, given: Option<String>) -> Result<Option<String>, Problem> {
-    match (settings.signing.as_str(), given) {
-        ("none", Some(_)) => Err(fault("secret", "has no use where `signing` is none")),
-        ("none", None) => Ok(None),
-        (_, Some(secret)) => {
-            is_key(&secret)?;
-            Ok(Some(secret))
-        }
-        (_, None) => Ok(Some(new_secret())),
-    }
-}
-
-/// A secret that says it is base64 must be: its receivers would decode it, or fail.
-fn is_key(secret: &str) -> Result<(), Problem> {
-    let is_standard = secret.strip_prefix("whsec_").is_none_or(|base64| {
-        STANDARD.decode(base64).is_ok_and(|key| (24..=64).contains(&key.len()))
-    });
-    if is_standard && SigningKey::from_secret(secret).is_ok() {
-        Ok(())
-    } else {
-        Err(fault("secret", "must be `whsec_` and base64 of 24 to 64 bytes, or any other text"))
-    }
-}
-
-/// 32 random bytes, in the form of Standard Webhooks.
-pub fn new_secret() -> String {
-    format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 32]>()))
-}
-
-/// A key of this secret, sealed.
-pub fn signing_key(state: &ApiState, secret: &str) -> NewSigningKey {
-    let id = SigningKeyId::new(state.clock.unix_ms(), rand::random());
-    let context = sealed::signing_key(id);
-    NewSigningKey { id, sealed: state.sealing.seal(secret.as_bytes(), &context, rand::random()) }
 }
 
 fn taken(error: StoreError) -> Problem {

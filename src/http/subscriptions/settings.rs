@@ -357,6 +357,8 @@ fn defaults() -> SettingsRow {
         event_types: Vec::new(),
         filter: None,
         is_active: true,
+        disabled_at: None,
+        disabled_because: None,
         timeout_ms: None,
         retry: None,
         payload_format: PayloadFormat::Envelope.as_str().to_owned(),

@@ -5,7 +5,10 @@ mod settings;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use super::examples::{APPLICATION, CURSOR, EVENT, SECRET, SUBSCRIPTION, TIME};
+use super::{
+    deliveries,
+    examples::{APPLICATION, CURSOR, EVENT, SECRET, SUBSCRIPTION, TIME},
+};
 use crate::{
     domain::Permission,
     http::{
@@ -17,8 +20,8 @@ use crate::{
             schemas::{self, boolean, object, or_null, parameters as take, told},
         },
         subscriptions::{
-            self, OVERLAP_SECONDS, OVERLAP_SECONDS_MAX, ROTATION_FIELDS, SecretBody,
-            SubscriptionBody,
+            self, SubscriptionBody,
+            secrets::{self, OVERLAP_SECONDS, OVERLAP_SECONDS_MAX, ROTATION_FIELDS, SecretBody},
             test_event::{self, TestBody},
         },
     },
@@ -37,6 +40,7 @@ pub fn operations() -> Vec<Operation> {
         secret(),
         rotate_secret(),
         test(),
+        deliveries::of_subscription(),
     ]
 }
 
@@ -46,7 +50,7 @@ fn subscription() -> Value {
         "target_url": "https://example.com/webhook", "event_types": ["invoice.*"],
         "filter": {"data.amount": {"gte": 100}}, "method": "POST",
         "headers": {"Authorization": "[redacted]"}, "signing": "standard",
-        "signature_headers": "standard", "is_active": true, "timeout_seconds": null,
+        "signature_headers": "standard", "is_active": true, "disabled": null, "timeout_seconds": null,
         "retry": [60, 300, 900, 3600], "payload_format": "envelope", "schema_version": "1",
         "has_inbound_secret": false, "description": null, "metadata": null,
         "created_at": TIME, "updated_at": TIME,
@@ -175,35 +179,54 @@ fn delete() -> Operation {
 }
 
 fn enable() -> Operation {
-    of_one(Operation::post("/subscriptions/{id}/enable", subscriptions::enable), Permission::Manage)
+    Operation::post("/subscriptions/{id}/enable", subscriptions::enable)
+        .of(Tag::Subscriptions, Permission::Manage)
+        .parameters([take::subscription_path()])
+        .parameters(take::query(
+            subscriptions::OF_ENABLING,
+            [
+                take::application(),
+                take::of_query(
+                    "parked",
+                    "What becomes of the deliveries that are parked; by default they are sent",
+                    schemas::one_of(["send", "cancel"]),
+                ),
+            ],
+        ))
         .named("enableSubscription", "Sends events there again")
+        .told("What is parked goes on within seconds, oldest first and not all at once.")
         .answers::<SubscriptionBody>(
             StatusCode::OK,
             "The subscription as it is now",
             subscription(),
         )
-        .fails([ApiError::Conflict("others change this subscription at the same time")])
+        .fails([
+            ApiError::Conflict("others change this subscription at the same time"),
+            ApiError::Busy,
+        ])
 }
 
 fn disable() -> Operation {
     let disable = Operation::post("/subscriptions/{id}/disable", subscriptions::disable);
     let mut disabled = subscription();
     disabled["is_active"] = json!(false);
+    disabled["disabled"] = json!({"at": TIME, "because": "owner"});
     of_one(disable, Permission::Manage)
-        .named("disableSubscription", "Sends no events there for now")
+        .named("disableSubscription", "Sends nothing there for now")
+        .told("What comes for it is parked, and goes on when it is enabled again.")
         .answers::<SubscriptionBody>(StatusCode::OK, "The subscription as it is now", disabled)
         .fails([ApiError::Conflict("others change this subscription at the same time")])
 }
 
 fn secret() -> Operation {
-    of_one(Operation::get("/subscriptions/{id}/secret", subscriptions::secret), Permission::Manage)
+    of_one(Operation::get("/subscriptions/{id}/secret", secrets::secret), Permission::Manage)
         .named("getSubscriptionSecret", "Shows the secret that signs")
         .answers::<SecretBody>(StatusCode::OK, "The secret", json!({"secret": SECRET}))
         .fails([ApiError::Conflict("this subscription does not sign")])
 }
 
 fn rotate_secret() -> Operation {
-    let rotate = Operation::post("/subscriptions/{id}/rotate-secret", subscriptions::rotate_secret);
+    let rotate = Operation::post("/subscriptions/{id}/rotate-secret", secrets::rotate_secret);
     let fields = object(
         ROTATION_FIELDS,
         &[],
