@@ -170,6 +170,18 @@ pub enum Route {
     One(SubscriptionId),
 }
 
+impl Route {
+    /// The name in JSON and in SQL, where that of the subscriptions is null.
+    pub const fn as_str(&self) -> Option<&'static str> {
+        match self {
+            Self::Subscriptions => None,
+            Self::Explicit(_) => Some("target"),
+            Self::Default(_) => Some("default"),
+            Self::One(_) => Some("one"),
+        }
+    }
+}
+
 /// What every way in becomes: all that is needed to store an event and route it.
 #[derive(Debug, Clone)]
 pub struct Submission {

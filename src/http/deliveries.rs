@@ -298,7 +298,7 @@ async fn shown(
 
 impl DeliveryBody {
     /// As lists show it.
-    fn listed(row: DeliveryRow) -> Self {
+    pub fn listed(row: DeliveryRow) -> Self {
         Self {
             id: row.delivery_id(),
             event_id: row.event_id(),

@@ -225,6 +225,8 @@ pub enum Cursor {
     Subscriptions = b's' as isize,
     /// `GET /deliveries`.
     Deliveries = b'd' as isize,
+    /// `GET /events/{id}/explain`.
+    Explanation = b'x' as isize,
     /// `GET /event-types`, by name.
     EventTypes = b't' as isize,
 }

@@ -43,6 +43,9 @@ pub enum ApiError {
         /// What is asked for.
         permission: Permission,
     },
+    /// What comes in for a subscription is not signed by its inbound secret.
+    #[error("sign the body with the `inbound_secret` of the subscription")]
+    InboundSignature,
     /// The body is not JSON by its own declaration.
     #[error("send the body as `Content-Type: application/json`")]
     NotJson,
@@ -168,6 +171,9 @@ impl ApiError {
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "/problems/forbidden", "Forbidden"),
             Self::NotPermitted { .. } => {
                 (StatusCode::FORBIDDEN, "/problems/not-permitted", "Not permitted")
+            }
+            Self::InboundSignature => {
+                (StatusCode::FORBIDDEN, "/problems/inbound-signature", "Signature missing or wrong")
             }
             Self::NotJson => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,

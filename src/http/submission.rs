@@ -116,7 +116,7 @@ fn draft(
 }
 
 /// Reads a type that somebody publishes: the service's own are not among them.
-fn published_type(text: &str) -> Result<EventType, EventError> {
+pub fn published_type(text: &str) -> Result<EventType, EventError> {
     let event_type = EventType::parse(text)?;
     if event_type.is_operators() { Err(EventError::OperatorType) } else { Ok(event_type) }
 }

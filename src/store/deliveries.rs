@@ -402,6 +402,37 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The deliveries of an event to some subscriptions, at most one for each; or (an empty list)
+    /// those to explicit targets, at most [`DELIVERIES_SHOWN_MAX`].
+    pub(super) async fn deliveries_of(
+        &self,
+        application: ApplicationId,
+        event: EventId,
+        subscriptions: &[SubscriptionId],
+    ) -> Result<Vec<DeliveryRow>, StoreError> {
+        let (low, high) = event.delivery_range();
+        let ids: Vec<Uuid> = subscriptions.iter().map(|id| id.uuid()).collect();
+        let rows_max = i64::try_from(ids.len()).unwrap_or(i64::MAX);
+        let mut query = QueryBuilder::<Postgres>::new("");
+        for (index, source) in Source::ALL.into_iter().enumerate() {
+            query.push(if index > 0 { " union all " } else { "" }).push(source.select());
+            query.push(" and d.application_id = ").push_bind(application.uuid());
+            query.push(" and d.delivery_id between ").push_bind(low.uuid());
+            query.push(" and ").push_bind(high.uuid());
+            query.push(" and d.event_id = ").push_bind(event.uuid());
+            if ids.is_empty() {
+                query.push(" and d.subscription_id is null");
+            } else {
+                query.push(" and d.subscription_id = any(").push_bind(ids.clone()).push(")");
+            }
+        }
+        query.push(" order by delivery_id limit ");
+        query.push_bind(if ids.is_empty() { DELIVERIES_SHOWN_MAX } else { rows_max });
+        Ok(query.build_query_as().fetch_all(&self.pool).await?)
+    }
+}
+
 /// Whether there are filters that are known only once a row is put together.
 fn has_late_filters(filter: &DeliveryFilter) -> bool {
     filter.response_status.is_some() || filter.error_class.is_some()

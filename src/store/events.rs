@@ -185,6 +185,7 @@ async fn insert_events(
         .bind(delivery.payload_bytes)
         .bind(delivery.owner)
         .bind(delivery.is_parked)
+        .bind(column.route)
         .fetch_one(connection)
         .await?;
     Ok(is_current)
@@ -200,9 +201,9 @@ const INSERT_EVENTS: &str = "
     ),
     stored_event as (
         insert into event (event_id, application_id, type, subject, metadata, routing_version,
-                           delivery_count)
+                           delivery_count, route)
         select * from unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
-                             $8::bigint[], $9::int[])
+                             $8::bigint[], $9::int[], $20::text[])
         where not exists (select from stale)
     ),
     stored_payload as (
@@ -242,6 +243,7 @@ struct EventColumns<'a> {
     metadata: Vec<Option<&'a str>>,
     routing_version: Vec<i64>,
     delivery_count: Vec<i32>,
+    route: Vec<Option<&'static str>>,
     payload: Vec<&'a [u8]>,
 }
 
@@ -257,6 +259,7 @@ impl<'a> EventColumns<'a> {
             columns.metadata.push(submission.metadata.as_ref().map(Metadata::as_str));
             columns.routing_version.push(event.routing_version);
             columns.delivery_count.push(as_int(event.deliveries.len()));
+            columns.route.push(submission.route.as_str());
             columns.payload.push(submission.payload.bytes());
         }
         columns

@@ -12,6 +12,7 @@ pub mod dispatchers;
 mod draining;
 pub mod event_types;
 pub mod events;
+pub mod explaining;
 pub mod history;
 pub mod idempotency;
 pub mod notify;

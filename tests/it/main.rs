@@ -15,6 +15,7 @@ mod delivery;
 mod documents;
 mod embedded_postgres;
 mod event_types;
+mod explaining;
 mod log;
 mod parking;
 mod partitions;

@@ -211,6 +211,11 @@ pub mod parameters {
         Parameter { place: In::Query, name, names: None, description, schema }
     }
 
+    /// A header.
+    pub fn of_header(name: &'static str, description: &'static str, schema: Value) -> Parameter {
+        Parameter { place: In::Header, name, names: None, description, schema }
+    }
+
     fn of_path(name: &'static str, names: &'static str, schema: Value) -> Parameter {
         let description = match names {
             "application" => "An application, by its id or its uid",

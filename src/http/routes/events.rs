@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     deliveries,
-    examples::{CURSOR, EVENT, TIME},
+    examples::{CURSOR, EVENT, SUBSCRIPTION, TIME},
 };
 use crate::{
     domain::{EventStatus, Permission},
@@ -13,6 +13,7 @@ use crate::{
         ApiError,
         batch::{self, BatchResults, RefusedBody},
         events::{self, AcceptedBody, EventBody, EventDetailBody, Page},
+        explain::{self, ExplanationBody},
         extract::OF_APPLICATION,
         openapi::{
             Further, Operation, Tag,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 pub fn operations() -> Vec<Operation> {
-    vec![create(), create_batch(), list(), show()]
+    vec![create(), create_batch(), list(), show(), explain()]
 }
 
 /// Who names targets of its own must be permitted that.
@@ -203,4 +204,33 @@ fn show() -> Operation {
         .parameters([take::event_path()])
         .parameters(take::query(OF_APPLICATION, [take::application()]))
         .answers::<EventDetailBody>(StatusCode::OK, "The event", event)
+}
+
+fn explain() -> Operation {
+    let explanation = json!({
+        "event_id": EVENT, "event_type": "invoice.paid", "created_at": TIME,
+        "route": "subscriptions", "delivery_count": 1,
+        "data": [
+            {
+                "subscription_id": SUBSCRIPTION, "uid": "crm", "revision": 2,
+                "target_url": "https://example.com/webhook", "verdict": "not_matched",
+                "detail": "its filter: `data.amount` is 120; asked for: gte 1000",
+                "clause": "/data.amount/gte",
+            },
+        ],
+        "next_cursor": null,
+    });
+    Operation::get("/events/{id}/explain", explain::show)
+        .named("explainEvent", "Says why an event went where it went, and nowhere else")
+        .told(
+            "Every subscription of the application, as it was when the event was routed, with what became \
+             of the event there, or why it was not meant.",
+        )
+        .of(Tag::Events, Permission::Read)
+        .parameters([take::event_path()])
+        .parameters(take::query(
+            explain::PARAMETERS,
+            [take::application(), take::limit(), take::cursor()],
+        ))
+        .answers::<ExplanationBody>(StatusCode::OK, "The explanation", explanation)
 }

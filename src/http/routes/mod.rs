@@ -6,6 +6,7 @@ mod applications;
 mod deliveries;
 mod event_types;
 mod events;
+mod ingest;
 mod service;
 mod subscriptions;
 
@@ -29,7 +30,7 @@ pub fn of_the_api() -> Vec<Operation> {
     [
         events::operations(),
         deliveries,
-        vec![deliveries::status()],
+        vec![deliveries::status(), ingest::create()],
         subscriptions,
         event_types,
         applications::operations(),
