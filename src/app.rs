@@ -290,6 +290,7 @@ async fn start_worker(
         retry: config.retry.clone(),
         delivery_age_max: config.delivery_age_max,
         retention: config.retention,
+        disable_after: config.disable_after,
     };
     let client = ClientSettings {
         addresses: config.addresses.clone(),

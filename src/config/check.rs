@@ -90,6 +90,8 @@ pub struct Config {
     pub retry_after_max: Duration,
     /// The age at which a delivery is given up.
     pub delivery_age_max: Duration,
+    /// How long a subscription may fail before it is disabled.
+    pub disable_after: Option<Duration>,
     /// Requests under way in all.
     pub in_flight_max: usize,
     /// Requests under way to one lane.
@@ -224,6 +226,7 @@ impl Settings {
             retry,
             retry_after_max,
             delivery_age_max,
+            disable_after: self.disable_after.duration(),
             in_flight_max,
             lane_in_flight_max,
             retention: self.retention(delivery_age_max)?,

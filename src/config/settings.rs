@@ -80,6 +80,9 @@ pub struct Settings {
     /// Age at which a delivery is given up whatever its attempts, in days.
     #[arg(long, env = "DELIVERY_AGE_MAX", default_value = "10")]
     pub delivery_age_max: Days,
+    /// After how many days of nothing but failures a subscription is disabled; 0: never.
+    #[arg(long, env = "DISABLE_AFTER", default_value = "5")]
+    pub disable_after: DaysOrNever,
     /// Requests under way in all (2 to 100000).
     #[arg(long, env = "IN_FLIGHT_MAX", default_value = "4096")]
     pub in_flight_max: u32,
@@ -176,6 +179,27 @@ impl FromStr for Days {
     fn from_str(text: &str) -> Result<Self, NoDuration> {
         let days: f64 = text.trim().parse().map_err(|_| NoDuration)?;
         Seconds::from_str(&(days * SECONDS_PER_DAY).to_string()).map(|s| Self(s.0))
+    }
+}
+
+/// Days, or 0 for never.
+#[derive(Debug, Clone, Copy)]
+pub struct DaysOrNever(Option<Days>);
+
+impl FromStr for DaysOrNever {
+    type Err = NoDuration;
+
+    fn from_str(text: &str) -> Result<Self, NoDuration> {
+        match text.trim() {
+            "0" => Ok(Self(None)),
+            text => text.parse().map(|days| Self(Some(days))),
+        }
+    }
+}
+
+impl DaysOrNever {
+    pub(super) fn duration(self) -> Option<Duration> {
+        self.0.map(Days::duration)
     }
 }
 

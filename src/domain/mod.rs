@@ -29,6 +29,7 @@ pub mod routing;
 pub mod schema;
 pub mod sealing;
 pub mod signature;
+pub mod statistics;
 pub mod subscription;
 pub mod target;
 pub mod uid;

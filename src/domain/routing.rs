@@ -147,6 +147,7 @@ mod tests {
             id: SubscriptionId::new(u64::from(n), [0; 10]),
             revision: 1,
             is_active: true,
+            disable_after: None,
             event_types: EventTypePatterns::parse(types).unwrap(),
             filter: filter.map(|text| Filter::parse(text).unwrap()),
             sending: Sending {

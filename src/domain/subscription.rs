@@ -30,6 +30,8 @@ pub struct Subscription {
     pub revision: i32,
     /// Whether events are sent there at present.
     pub is_active: bool,
+    /// How long all may fail before it is disabled, if not as the settings say; zero: for ever.
+    pub disable_after: Option<Duration>,
     /// Which event types it means.
     pub event_types: EventTypePatterns,
     /// Which events of these.

@@ -20,6 +20,7 @@ mod openapi;
 mod problem;
 mod routes;
 pub mod server;
+mod statistics;
 mod submission;
 mod subscriptions;
 

@@ -66,6 +66,9 @@ fn subscription<'k>(
         id: row.id(),
         revision: row.revision,
         is_active: settings.is_active,
+        disable_after: settings
+            .disable_after_s
+            .map(|s| Duration::from_secs(s.unsigned_abs().into())),
         event_types: EventTypePatterns::parse(&settings.event_types)
             .map_err(|_| Unreadable("event_types"))?,
         filter: filter.map_err(|_| Unreadable("filter"))?,

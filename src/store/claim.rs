@@ -109,6 +109,16 @@ impl ClaimedRow {
         LaneId::from_uuid(self.lane_id)
     }
 
+    /// The tenant.
+    pub fn application(&self) -> ApplicationId {
+        ApplicationId::from_uuid(self.application_id)
+    }
+
+    /// The subscription that asked for it.
+    pub fn subscription(&self) -> Option<SubscriptionId> {
+        self.subscription_id.map(SubscriptionId::from_uuid)
+    }
+
     /// Its event's type, if told.
     pub fn event_type(&self) -> Option<&str> {
         self.event_type.as_deref()
@@ -215,6 +225,10 @@ pub struct Finished {
     pub token: ClaimToken,
     /// Its lane, for wake-ups.
     pub lane: LaneId,
+    /// The tenant.
+    pub application: ApplicationId,
+    /// The subscription that asked for it.
+    pub subscription: Option<SubscriptionId>,
     /// The event's type, for the history.
     pub event_type: Option<String>,
     /// Why it was sent.

@@ -24,6 +24,7 @@ mod record;
 mod resealing;
 pub mod runs;
 mod sealing;
+pub mod statistics;
 pub mod subscription_changes;
 pub mod subscriptions;
 

@@ -335,9 +335,9 @@ impl Change<'_> {
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
                  signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because
+                 disabled_at, disabled_because, disable_after_s
              ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                       $18, $19, $20)",
+                       $18, $19, $20, $21)",
         )
         .bind(id.uuid())
         .bind(revision)
@@ -359,6 +359,7 @@ impl Change<'_> {
         .bind(settings.metadata.as_deref())
         .bind(settings.disabled_at)
         .bind(settings.disabled_because.as_deref())
+        .bind(settings.disable_after_s)
         .execute(&mut *self.transaction)
         .await?;
         Ok(())
@@ -376,13 +377,13 @@ impl Change<'_> {
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
                  signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because
+                 disabled_at, disabled_because, disable_after_s
              )
              select subscription_id, revision + 1, $3, target_url, method, event_types,
                     filter, is_active and $4::text is null, timeout_ms, retry, payload_format, schema_version, signing,
                     signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
                     case when $4 is null then disabled_at else now() end,
-                    coalesce($4, disabled_because)
+                    coalesce($4, disabled_because), disable_after_s
              from subscription_revision where subscription_id = $1 and revision = $2",
         )
         .bind(id.uuid())

@@ -53,6 +53,9 @@ pub struct SettingsRow {
     pub disabled_at: Option<DateTime<Utc>>,
     /// Why they are not: a name of `DisabledBecause`.
     pub disabled_because: Option<String>,
+    /// How many seconds all may fail before it is disabled; zero: for ever; `None`: as the settings
+    /// say.
+    pub disable_after_s: Option<i32>,
     /// The deadline over one exchange; `None`: that of the settings.
     pub timeout_ms: Option<i32>,
     /// JSON text; `None`: the policy of the settings.
@@ -114,7 +117,7 @@ macro_rules! current_subscriptions {
         concat!(
             "select s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
                     r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
-                    r.disabled_because, r.timeout_ms,
+                    r.disabled_because, r.disable_after_s, r.timeout_ms,
                     r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
                     r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata
              from subscription s join subscription_revision r using (subscription_id, revision) ",

@@ -16,6 +16,8 @@ const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Idempotency keys deleted by one statement, and statements of one round.
 const KEYS_PER_DELETE: i64 = 5_000;
 const DELETES_PER_ROUND: usize = 200;
+/// Minutes of statistics deleted by one statement.
+const MINUTES_PER_DELETE: i64 = 5_000;
 /// Deleted and disabled subscriptions of one round, and deliveries that one statement cancels or
 /// parks.
 const DRAINED_PER_ROUND: i64 = 200;
@@ -61,6 +63,9 @@ async fn rounds(shared: &Shared) {
         if let Err(error) = forget_keys(shared).await {
             tracing::warn!(%error, "old idempotency keys were not deleted");
         }
+        if let Err(error) = forget_statistics(shared).await {
+            tracing::warn!(%error, "old statistics were not deleted");
+        }
         if let Err(error) = drain(shared).await {
             tracing::warn!(%error, "what waits for deleted or disabled subscriptions still waits");
         }
@@ -89,6 +94,18 @@ async fn forget_keys(shared: &Shared) -> Result<(), StoreError> {
     for _ in 0..DELETES_PER_ROUND {
         let deleted = shared.store.forget_idempotency_keys(KEYS_PER_DELETE).await?;
         if i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn forget_statistics(shared: &Shared) -> Result<(), StoreError> {
+    for _ in 0..DELETES_PER_ROUND {
+        let age = shared.settings.retention.history;
+        if shared.store.forget_statistics(age, MINUTES_PER_DELETE).await?
+            < MINUTES_PER_DELETE.unsigned_abs()
+        {
             break;
         }
     }

@@ -16,6 +16,7 @@ mod maintenance;
 mod parking;
 mod plan;
 mod recorder;
+mod statistics;
 mod wakeups;
 
 use std::{
@@ -35,6 +36,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::statistics::Statistics;
 use crate::{
     clock::Clock,
     delivery::Client,
@@ -74,6 +76,8 @@ pub struct WorkerSettings {
     pub delivery_age_max: Duration,
     /// How long the history is kept.
     pub retention: Retention,
+    /// How long a subscription may fail before it is disabled; `None`: for ever.
+    pub disable_after: Option<Duration>,
 }
 
 /// The worker's connections.
@@ -95,6 +99,7 @@ struct Shared {
     keys: SigningKeys,
     settings: WorkerSettings,
     results: mpsc::Sender<Finished>,
+    statistics: Arc<Statistics>,
     /// The requests under way.
     requests: TaskTracker,
     /// No new work: set first at the end.
@@ -148,6 +153,7 @@ impl Worker {
             keys,
             settings,
             results,
+            statistics: Arc::default(),
             requests: TaskTracker::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
@@ -161,6 +167,7 @@ impl Worker {
         loops.spawn(watched("starter", executor::run(shared.clone()), stop, failed));
         loops.spawn(watched("sweeper", heartbeat::sweep(shared.clone()), stop, failed));
         loops.spawn(watched("maintenance", maintenance::run(shared.clone()), stop, failed));
+        loops.spawn(watched("statistics", statistics::run(shared.clone()), stop, failed));
         loops.spawn(watched("parking", parking::run(shared.clone()), stop, failed));
         loops.spawn(watched("listener", wakeups::listen(shared.clone()), stop, failed));
         loops.spawn(watched("notifier", tell_other_workers(shared.clone()), stop, failed));
@@ -175,6 +182,7 @@ impl Worker {
         let recording = recorder::run(
             recorder_store,
             shared.handover.clone(),
+            (shared.statistics.clone(), shared.clock.clone()),
             finished,
             recorder_give_up.clone(),
         );
@@ -215,11 +223,15 @@ impl Worker {
         heartbeat_stop.cancel();
         let _ = heartbeat.await;
         handover.clear_owner();
+        let statistics = shared.statistics.clone();
         // The last sender is in here; the recorder ends when it has written what it has.
         drop(shared);
         if timeout(FLUSH_TIMEOUT, recorder).await.is_err() {
             tracing::warn!("results could not be written in time; their deliveries are sent again");
             recorder_give_up.cancel();
+        }
+        if timeout(FLUSH_TIMEOUT, statistics.write_all(&store)).await.is_err() {
+            tracing::warn!("the last figures of the statistics are lost");
         }
         let leaving = async {
             release_all(&store, &handover.all_held(), Release::Now).await;

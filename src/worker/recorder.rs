@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::statistics::Statistics;
 use crate::{
+    clock::Clock,
     domain::{DeliveryState, ErrorClass},
     ingest::{Handover, gather},
     store::{
@@ -27,6 +29,7 @@ const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration
 pub async fn run(
     store: Store,
     handover: Arc<Handover>,
+    (statistics, clock): (Arc<Statistics>, Clock),
     mut results: mpsc::Receiver<Finished>,
     give_up: CancellationToken,
 ) {
@@ -43,6 +46,7 @@ pub async fn run(
             };
             if written {
                 after_commit(&handover, &batch);
+                statistics.count(&batch, clock.now());
             } else {
                 // Lost track of: the reconciliation gives them back, and they are sent again.
                 handover.forget_all(batch.iter().map(|one| (one.delivery_id, one.token)));
@@ -96,6 +100,8 @@ async fn write_alone(store: &Store, batch: &[Finished], error: StoreError) -> bo
             delivery_id: one.delivery_id,
             token: one.token,
             lane: one.lane,
+            application: one.application,
+            subscription: one.subscription,
             event_type: None,
             run: one.run,
             next: if one.next.is_delivered() { one.next.clone() } else { end },
@@ -138,6 +144,8 @@ pub fn unsent(row: &ClaimedRow, owner: DispatcherId, reason: ErrorClass) -> Fini
         delivery_id: row.delivery_id(),
         token: row.token(owner),
         lane: row.lane(),
+        application: row.application(),
+        subscription: row.subscription(),
         event_type: row.event_type().map(str::to_owned),
         run: row.run(),
         next: Next::End { state: DeliveryState::Dead, reason: Some(reason) },

@@ -27,6 +27,7 @@ mod roles;
 mod routing;
 mod sealing;
 mod signing;
+mod statistics;
 mod subscribed;
 mod subscription_test;
 mod subscriptions;

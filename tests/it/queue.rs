@@ -116,6 +116,8 @@ fn finished(id: DeliveryId, token: ClaimToken, next: Next) -> Finished {
         delivery_id: id,
         token,
         lane: lane(),
+        application: DEFAULT_APPLICATION,
+        subscription: None,
         event_type: None,
         run: Run::Schedule,
         next,

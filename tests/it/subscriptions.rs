@@ -23,6 +23,7 @@ fn defaults() -> Value {
     json!({
         "uid": null, "target_url": TARGET, "event_types": ["a"], "filter": null, "method": "POST",
         "headers": {}, "signing": "standard", "signature_headers": "standard", "is_active": true,
+        "disable_after_seconds": null,
         "timeout_seconds": null, "retry": null, "payload_format": "envelope",
         "schema_version": "1", "has_inbound_secret": false, "description": null, "metadata": null,
     })
@@ -34,7 +35,7 @@ fn everything() -> Value {
         "filter": {"data.amount": {"gte": 100}}, "method": "PUT",
         "headers": {"Authorization": "Bearer hush", "X-Tenant": "7"},
         "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "signing": "standard",
-        "is_active": false, "timeout_seconds": 2.5, "retry": [60.0, 300.0], "payload_format": "raw",
+        "is_active": false, "disable_after_seconds": 86_400, "timeout_seconds": 2.5, "retry": [60.0, 300.0], "payload_format": "raw",
         "schema_version": "2026-01", "signature_headers": "both",
         "inbound_secret": "sixteen bytes ok", "description": "for the shop",
         "metadata": {"team": ["a", 1.0]},

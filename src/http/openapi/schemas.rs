@@ -297,7 +297,8 @@ pub mod parameters {
         of_query("created_before", "Of events accepted before", time())
     }
 
-    fn time() -> Value {
+    /// A time.
+    pub fn time() -> Value {
         json!({"type": "string", "format": "date-time"})
     }
 

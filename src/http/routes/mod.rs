@@ -8,6 +8,7 @@ mod event_types;
 mod events;
 mod ingest;
 mod service;
+mod statistics;
 mod subscriptions;
 
 use super::openapi::Operation;
@@ -34,6 +35,7 @@ pub fn of_the_api() -> Vec<Operation> {
         subscriptions,
         event_types,
         applications::operations(),
+        vec![statistics::of_application()],
         api_keys::operations(),
         prefixed.concat(),
     ]

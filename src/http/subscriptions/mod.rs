@@ -79,6 +79,7 @@ pub struct SubscriptionBody {
     is_active: bool,
     /// Since when and why, if it is not active.
     disabled: Option<DisabledBody>,
+    disable_after_seconds: Option<i32>,
     timeout_seconds: Option<f64>,
     retry: Option<Box<RawValue>>,
     #[schemars(extend("enum" = names(PayloadFormat::ALL, PayloadFormat::as_str)))]
@@ -134,6 +135,7 @@ fn shown(
             .disabled_at
             .zip(settings.disabled_because)
             .map(|(at, because)| DisabledBody { at, because }),
+        disable_after_seconds: settings.disable_after_s,
         timeout_seconds: settings.timeout_ms.map(|ms| f64::from(ms) / 1_000.0),
         retry: json(settings.retry),
         payload_format: settings.payload_format,

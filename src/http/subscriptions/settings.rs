@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The fields of a subscription, as callers send it: ours, and the names that other systems use.
-pub const FIELDS: &[&str; 22] = &[
+pub const FIELDS: &[&str; 23] = &[
     "target_url",
     "url",
     "event_types",
@@ -34,6 +34,7 @@ pub const FIELDS: &[&str; 22] = &[
     "secret",
     "signing",
     "is_active",
+    "disable_after_seconds",
     "timeout_seconds",
     "retry",
     "payload_format",
@@ -52,6 +53,8 @@ pub const EVENT_TYPES: &[&str] = &["event_types", "events", "event_type"];
 /// What is refused by name until it is enforced.
 pub const NOT_YET: [&str; 2] = ["rate_limit", "max_in_flight"];
 
+/// How many seconds a subscription may be let fail before it is disabled: thirty days.
+pub const DISABLE_AFTER_S_MAX: f64 = 30.0 * 86_400.0;
 /// How many bytes a description may have.
 pub const DESCRIPTION_BYTES_MAX: usize = 2_000;
 /// How many bytes a schema version may have.
@@ -181,6 +184,9 @@ impl<'a> Given<'a> {
         if self.members.raw("is_active").is_some() {
             row.is_active = self.members.boolean("is_active")?.unwrap_or(default.is_active);
         }
+        if self.members.raw("disable_after_seconds").is_some() {
+            row.disable_after_s = self.disable_after_s()?;
+        }
         if self.members.raw("timeout_seconds").is_some() {
             row.timeout_ms = self.timeout_ms()?;
         }
@@ -260,6 +266,22 @@ impl<'a> Given<'a> {
         }
         let json = serde_json::to_vec(&headers).map_err(|_| ApiError::Internal)?;
         Ok(Some(self.sealing.seal(&json, &sealed::headers_of(id), rand::random())))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a whole number below the bound")]
+    fn disable_after_s(&self) -> Result<Option<i32>, Problem> {
+        let name = "disable_after_seconds";
+        match self.members.number(name)? {
+            None => Ok(None),
+            Some(seconds)
+                if seconds.fract() == 0.0 && (0.0..=DISABLE_AFTER_S_MAX).contains(&seconds) =>
+            {
+                Ok(Some(seconds as i32))
+            }
+            Some(_) => {
+                Err(fault(name, format!("must be a whole number from 0 to {DISABLE_AFTER_S_MAX}")))
+            }
+        }
     }
 
     fn timeout_ms(&self) -> Result<Option<i32>, Problem> {
@@ -359,6 +381,7 @@ fn defaults() -> SettingsRow {
         is_active: true,
         disabled_at: None,
         disabled_because: None,
+        disable_after_s: None,
         timeout_ms: None,
         retry: None,
         payload_format: PayloadFormat::Envelope.as_str().to_owned(),

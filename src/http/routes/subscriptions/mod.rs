@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     deliveries,
     examples::{APPLICATION, CURSOR, EVENT, SECRET, SUBSCRIPTION, TIME},
+    statistics,
 };
 use crate::{
     domain::Permission,
@@ -41,6 +42,7 @@ pub fn operations() -> Vec<Operation> {
         rotate_secret(),
         test(),
         deliveries::of_subscription(),
+        statistics::of_subscription(),
     ]
 }
 
@@ -50,7 +52,7 @@ fn subscription() -> Value {
         "target_url": "https://example.com/webhook", "event_types": ["invoice.*"],
         "filter": {"data.amount": {"gte": 100}}, "method": "POST",
         "headers": {"Authorization": "[redacted]"}, "signing": "standard",
-        "signature_headers": "standard", "is_active": true, "disabled": null, "timeout_seconds": null,
+        "signature_headers": "standard", "is_active": true, "disabled": null, "disable_after_seconds": null, "timeout_seconds": null,
         "retry": [60, 300, 900, 3600], "payload_format": "envelope", "schema_version": "1",
         "has_inbound_secret": false, "description": null, "metadata": null,
         "created_at": TIME, "updated_at": TIME,

@@ -14,8 +14,8 @@ use crate::{
     http::{
         openapi::schemas::{self, boolean, object, one_of, or_null, told},
         subscriptions::settings::{
-            DESCRIPTION_BYTES_MAX, EVENT_TYPES, FIELDS, NOT_YET, SCHEMA_VERSION_BYTES_MAX,
-            SECRET_BYTES, SIGNING, TARGET_URL, names,
+            DESCRIPTION_BYTES_MAX, DISABLE_AFTER_S_MAX, EVENT_TYPES, FIELDS, NOT_YET,
+            SCHEMA_VERSION_BYTES_MAX, SECRET_BYTES, SIGNING, TARGET_URL, names,
         },
     },
 };
@@ -118,6 +118,16 @@ fn how(secret: Value) -> Vec<Member> {
         ("secret", secret),
         ("signing", told(or_null(one_of(SIGNING)), "Whether deliveries are signed")),
         ("is_active", told(or_null(boolean()), "Whether events are sent there")),
+        (
+            "disable_after_seconds",
+            told(
+                json!({
+                    "type": ["integer", "null"], "minimum": 0, "maximum": DISABLE_AFTER_S_MAX,
+                }),
+                "After how many seconds of nothing but failures it is disabled, 0 being never; by \
+                 default `DISABLE_AFTER` of the settings",
+            ),
+        ),
         (
             "timeout_seconds",
             told(

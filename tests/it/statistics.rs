@@ -1,0 +1,131 @@
+//! Statistics, and subscriptions that have failed for long.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
+
+async fn publish(app: &TestApp, event_type: &str) -> String {
+    let body = json!({"payload": 1, "type": event_type});
+    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
+    assert_eq!(status, 202, "{accepted}");
+    accepted["id"].as_str().unwrap().to_owned()
+}
+
+/// Waits until the statistics know of so many attempts, and shows them.
+async fn statistics(app: &TestApp, path: &str, attempts: u64) -> Value {
+    eventually(&format!("{attempts} attempts"), async || {
+        let (status, shown) = app.get(&format!("{path}/stats")).await;
+        assert_eq!(status, 200, "{shown}");
+        (shown["attempts"] == attempts).then_some(shown)
+    })
+    .await
+}
+
+/// Catches: an outcome that is not counted, or as another, or for another lane; figures that grow when
+/// they are written twice; those of one process that overwrite the other's.
+#[tokio::test]
+async fn what_was_done_is_counted_by_lane_and_application() {
+    let receiver = Receiver::start(|_, request| {
+        let status = request.path.trim_start_matches('/').parse().unwrap();
+        Answer::status(status).after(Duration::from_millis(30))
+    })
+    .await;
+    let database = TestDatabase::new().await;
+    let one = TestApp::on(database.clone(), &["--max-attempts=2"]).await;
+    let other = TestApp::on(database, &["--max-attempts=2"]).await;
+    for (uid, path) in [("well", "/200"), ("bad", "/503")] {
+        let body =
+            json!({"uid": uid, "target_url": receiver.url(path), "event_types": ["all", uid]});
+        one.make("/subscriptions", body).await;
+    }
+    for round in 0..10 {
+        let app = if round % 2 == 0 { &one } else { &other };
+        let event = publish(app, "all").await;
+        app.wait_for(&event, "dead").await;
+    }
+    let event = publish(&one, "well").await;
+    one.wait_for(&event, "delivered").await;
+    for (path, attempts, failed, delivered, dead, rate) in [
+        ("/subscriptions/well", 11, 0, 11, 0, 1.0),
+        ("/subscriptions/bad", 20, 20, 0, 10, 0.0),
+        ("/applications/default", 31, 20, 11, 10, 11.0 / 21.0),
+    ] {
+        let shown = statistics(&one, path, attempts).await;
+        let found = (&shown["failed_attempts"], &shown["delivered"], &shown["dead"]);
+        assert_eq!(found, (&json!(failed), &json!(delivered), &json!(dead)), "{path}: {shown}");
+        assert!((shown["success_rate"].as_f64().unwrap() - rate).abs() < 1e-9, "{path}: {shown}");
+        let p50 = shown["duration_ms"]["p50"].as_f64().unwrap();
+        assert!((20.0..10_000.0).contains(&p50), "{path}: {shown}");
+        assert_eq!(shown["last_error"].is_null(), failed == 0, "{path}: {shown}");
+        assert_eq!(shown["queue_age_seconds"], 0.0);
+    }
+    let bad = statistics(&one, "/subscriptions/bad", 20).await;
+    assert_eq!((&bad["failure_streak"], &bad["last_delivered_at"]), (&json!(20), &Value::Null));
+    let error = &bad["last_error"];
+    assert_eq!((&error["class"], &error["status"]), (&json!("http_status"), &json!(503)));
+    let well = statistics(&one, "/subscriptions/well", 11).await;
+    assert_eq!((&well["failure_streak"], &well["failing_since"]), (&json!(0), &Value::Null));
+
+    // What a process counted last is written when it stops.
+    let event = publish(&one, "well").await;
+    one.wait_for(&event, "delivered").await;
+    let stopped = one.store.clone();
+    one.stop().await;
+    statistics(&other, "/subscriptions/well", 12).await;
+    drop(stopped);
+    for (query, status) in [("since=2020-01-01T00:00:00Z", 422), ("since=x", 422), ("until=x", 422)]
+    {
+        let (answered, problem) = other.get(&format!("/subscriptions/well/stats?{query}")).await;
+        assert_eq!(answered.as_u16(), status, "{query}: {problem}");
+    }
+    assert_eq!(other.get("/subscriptions/nobody/stats").await.0.as_u16(), 404);
+    other.stop().await;
+}
+
+/// Catches: a subscription that fails for ever; one that is disabled though something got through, or
+/// though it may fail for ever; one that is disabled again for what failed before it was enabled.
+#[tokio::test]
+async fn what_fails_for_long_is_disabled() {
+    let receiver = Receiver::start(|before, request| {
+        let works_at_times = request.path == "/flaky" && before % 3 == 0;
+        Answer::status(if works_at_times { 200 } else { 500 })
+    })
+    .await;
+    // Two seconds, and for one of them its own.
+    let app = TestApp::with(&["--disable-after=0.00002315"]).await;
+    let retry = json!({"max_attempts": 1_000, "base_seconds": 0.2, "max_seconds": 0.2});
+    for (uid, path, more) in [
+        ("failing", "/failing", json!({})),
+        ("flaky", "/flaky", json!({})),
+        ("never", "/never", json!({"disable_after_seconds": 0})),
+        ("patient", "/patient", json!({"disable_after_seconds": 86_400})),
+    ] {
+        let mut body = json!({"uid": uid, "target_url": receiver.url(path), "event_types": "a",
+            "retry": retry});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        app.make("/subscriptions", body).await;
+    }
+    let show = async |uid: &str| app.get(&format!("/subscriptions/{uid}")).await.1;
+    publish(&app, "a").await;
+    let disabled = eventually("disabled", async || {
+        // Something new at all times, so that what works at times does.
+        publish(&app, "a").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let shown = show("failing").await;
+        (shown["is_active"] == false).then_some(shown)
+    })
+    .await;
+    assert_eq!(disabled["disabled"]["because"], "failing");
+    for uid in ["flaky", "never", "patient"] {
+        assert_eq!(show(uid).await["is_active"], true, "{uid}");
+    }
+    // Enabled again it has all of its time anew.
+    let (_, shown) = app.call("POST", "/subscriptions/failing/enable", None, None).await;
+    assert_eq!(shown["is_active"], true);
+    let id = shown["id"].as_str().unwrap().parse().unwrap();
+    let failing_for = app.store.failing_for(id).await.unwrap().unwrap();
+    assert!(failing_for < Duration::from_secs(2), "{failing_for:?}");
+    app.stop().await;
+}
