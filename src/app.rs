@@ -22,16 +22,16 @@ use crate::{
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{self, ApiState, BatchRoom, Catalogue, Known, Limit, SubscriptionBounds, Targets},
-    ingest::{Batcher, Handover, Routes},
+    http::{self, ApiState, BatchRoom, Known, Limit, SubscriptionBounds, Targets},
+    ingest::{Batcher, Catalogue, Handover, Intake, Mover, Routes},
     sealing,
     store::{Store, StoreError},
     telemetry,
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
 
-/// Connections for reading, and for claiming and keeping house. The batcher and the recorder have
-/// one each: a pool hands its connections out in turn, and ten backends that take turns keep none
+/// Connections for reading, and for claiming and keeping house. The batcher, the mover and the
+/// recorder have one each: a pool hands its connections out in turn, and ten backends that take turns keep none
 /// of their caches warm.
 const API_CONNECTIONS_MAX: u32 = 8;
 const WORKER_CONNECTIONS_MAX: u32 = 6;
@@ -53,6 +53,8 @@ pub struct App {
     store: Store,
     /// The batcher's own.
     ingest_store: Store,
+    /// The mover's own.
+    outbox_store: Store,
     sealing_keys: SealingKeys,
     clock: Clock,
     handover: Arc<Handover>,
@@ -93,6 +95,7 @@ impl App {
             .with_context(|| format!("BIND: {} cannot be listened on", config.bind))?;
         let store = Store::connect_lazy(options.clone(), API_CONNECTIONS_MAX);
         let ingest_store = Store::connect_lazy(options.clone(), 1);
+        let outbox_store = Store::connect_lazy(options.clone(), 1);
         let clock = Clock::default();
         wait_for_database(&store, &clock).await?;
         store.migrate().await?;
@@ -130,6 +133,7 @@ impl App {
             listener,
             store,
             ingest_store,
+            outbox_store,
             sealing_keys,
             clock,
             handover,
@@ -164,6 +168,7 @@ impl App {
             listener,
             store,
             ingest_store,
+            outbox_store,
             sealing_keys,
             clock,
             handover,
@@ -173,9 +178,14 @@ impl App {
             embedded,
         } = self;
         let tasks = TaskTracker::new();
-        let (ingest, batcher) =
-            Batcher::new(ingest_store.clone(), clock.clone(), handover.clone(), routes);
+        let intake = Intake { clock: clock.clone(), handover: handover.clone(), routes };
+        let catalogue = Catalogue::default();
+        let (ingest, batcher) = Batcher::new(ingest_store.clone(), intake.clone());
         let batching = tasks.spawn(watched("batcher", batcher.run(), &stop, &failed));
+        let moving = (config.role != Role::Worker).then(|| {
+            let mover = Mover::new(outbox_store.clone(), store.clone(), intake, catalogue.clone());
+            tasks.spawn(watched("mover", mover.run(stop.clone()), &stop, &failed))
+        });
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
             tasks.spawn(sample_clock(store.clone(), clock.clone(), stop.clone()));
@@ -205,7 +215,7 @@ impl App {
                 http_timeout: config.http_timeout,
                 delivery_age_max: config.delivery_age_max,
             },
-            catalogue: Catalogue::default(),
+            catalogue,
             clock: clock.clone(),
             targets: Targets {
                 default: config.target_url.clone(),
@@ -220,7 +230,7 @@ impl App {
         let grace = config.shutdown_grace;
         let accepting = async {
             http::server::serve(listener, http::router(state), stop.clone(), grace).await;
-            finish_batches(batching).await;
+            finish_batches(batching, moving).await;
         };
         match worker {
             None => accepting.await,
@@ -238,6 +248,7 @@ impl App {
             }
         }
         ingest_store.close().await;
+        outbox_store.close().await;
         store.close().await;
         if let Some(embedded) = embedded {
             embedded.stop().await.context("the private Postgres did not stop")?;
@@ -395,9 +406,15 @@ async fn fold_metrics(stop: CancellationToken) {
     }
 }
 
-/// Waits until all that was submitted is answered.
-async fn finish_batches(batching: JoinHandle<()>) {
-    if tokio::time::timeout(INGEST_END_TIMEOUT, batching).await.is_err() {
+/// Waits until all that was submitted is answered, and what is being moved is moved.
+async fn finish_batches(batching: JoinHandle<()>, moving: Option<JoinHandle<()>>) {
+    let give_up_at = tokio::time::Instant::now() + INGEST_END_TIMEOUT;
+    if tokio::time::timeout_at(give_up_at, batching).await.is_err() {
         tracing::warn!("a batch could not be committed in time; its callers were not answered");
+    }
+    if let Some(moving) = moving
+        && tokio::time::timeout_at(give_up_at, moving).await.is_err()
+    {
+        tracing::warn!("what is being moved from SQL could not be committed in time");
     }
 }

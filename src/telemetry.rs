@@ -26,6 +26,9 @@ const CONCLUDED: &str = "dispatcher_deliveries_concluded_total";
 const LATE: &str = "dispatcher_late_results_total";
 const IN_FLIGHT: &str = "dispatcher_requests_in_flight";
 const HELD: &str = "dispatcher_deliveries_held";
+const OUTBOX_MOVED: &str = "dispatcher_outbox_moved_total";
+const OUTBOX_REFUSED: &str = "dispatcher_outbox_refused_total";
+const OUTBOX_WAITS: &str = "dispatcher_outbox_oldest_seconds";
 
 /// Upper bounds of the buckets of durations, in seconds.
 const SECONDS: &[f64] =
@@ -87,6 +90,9 @@ struct Metrics {
     late: Counter,
     in_flight: Gauge,
     held: Gauge,
+    outbox_moved: Counter,
+    outbox_refused: Counter,
+    outbox_waits: Gauge,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
@@ -103,6 +109,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe_counter!(LATE, "Results that came after their claim was lost");
     describe_gauge!(IN_FLIGHT, "Requests under way");
     describe_gauge!(HELD, "Deliveries that this process holds in memory");
+    describe_counter!(OUTBOX_MOVED, "Events from SQL that were moved to all others");
+    describe_counter!(OUTBOX_REFUSED, "Events from SQL that were put aside");
+    describe_gauge!(OUTBOX_WAITS, "Age of the oldest event from SQL that was seen waiting");
     Metrics {
         batch_events: histogram!(BATCH_EVENTS),
         batch_seconds: histogram!(BATCH_SECONDS),
@@ -121,6 +130,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         late: counter!(LATE),
         in_flight: gauge!(IN_FLIGHT),
         held: gauge!(HELD),
+        outbox_moved: counter!(OUTBOX_MOVED),
+        outbox_refused: counter!(OUTBOX_REFUSED),
+        outbox_waits: gauge!(OUTBOX_WAITS),
     }
 });
 
@@ -195,6 +207,21 @@ pub fn recorded(recorded: Recorded) {
 pub fn load(in_flight: usize, held: usize) {
     METRICS.in_flight.set(u32::try_from(in_flight).unwrap_or(u32::MAX));
     METRICS.held.set(u32::try_from(held).unwrap_or(u32::MAX));
+}
+
+/// Events from SQL were stored.
+pub fn outbox_moved(count: usize) {
+    METRICS.outbox_moved.increment(count as u64);
+}
+
+/// An event from SQL was put aside.
+pub fn outbox_refused() {
+    METRICS.outbox_refused.increment(1);
+}
+
+/// How long the oldest event from SQL waits, as of the last look.
+pub fn outbox_waits(seconds: f64) {
+    METRICS.outbox_waits.set(seconds);
 }
 
 /// Raises the limit of open files as far as it goes: every request under way is a socket, and the

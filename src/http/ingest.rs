@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
-    events,
+    catalogue, events,
     extract::{self, IdempotencyHeader, Parameters, SubscriptionPath},
     json::Members,
     problem::{Place, Problem},
@@ -70,7 +70,7 @@ pub async fn create(
     };
     let payload = json(&body)?;
     if let Some(event_type) = &event_type {
-        state.catalogue.check(&state.store, application, event_type, &payload).await?;
+        catalogue::check(&state, application, event_type, &payload).await?;
     }
     let submission = Submission {
         application,

@@ -39,14 +39,13 @@ use self::caller::Caller;
 use crate::{
     clock::Clock,
     domain::sealing::SealingKeys,
-    ingest::{Handover, Ingest},
+    ingest::{Catalogue, Handover, Ingest},
     store::Store,
 };
 
 pub use access::{Access, AdminKey};
 pub use body::{BatchRoom, Limit};
 pub use caller::Known;
-pub use catalogue::Catalogue;
 pub use problem::ApiError;
 pub use submission::Targets;
 pub use subscriptions::Bounds as SubscriptionBounds;

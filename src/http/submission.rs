@@ -6,6 +6,7 @@ use super::{
     ApiError, ApiState,
     body::part_of,
     caller::Caller,
+    catalogue,
     extract::IdempotencyHeader,
     json::{Members, pointer_to},
     problem::{Place, Problem},
@@ -83,8 +84,7 @@ pub async fn read(
         application.map_err(|error| error.at(Place::Pointer(pointer_to("application"))))?;
     caller.must(draft.permission())?;
     if let Some(event_type) = &draft.event_type {
-        let catalogue = &state.catalogue;
-        catalogue.check(&state.store, application, event_type, &draft.payload).await?;
+        catalogue::check(state, application, event_type, &draft.payload).await?;
     }
     Ok(draft.of(application))
 }

@@ -12,9 +12,9 @@ use crate::{
 /// How many submissions one batch takes.
 pub const SUBMISSIONS_MAX: usize = 512;
 /// How many deliveries one batch makes. A submission that makes more goes alone.
-const DELIVERIES_MAX: usize = 5_000;
+pub const DELIVERIES_MAX: usize = 5_000;
 /// How many payload bytes one batch writes. A submission that has more goes alone.
-const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Where a submission goes, and the version of its application that says so.
 #[derive(Debug, Clone)]

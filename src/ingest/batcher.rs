@@ -3,27 +3,23 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
 
 use super::{
-    Handover, Ingest, Rejected, Routes, Waiting,
+    Ingest, Intake, Rejected, Waiting,
     batch::{self, Answer, Routed, SUBMISSIONS_MAX, applications_of},
     channel, gather,
+    intake::{log_accepted, owned},
 };
 use crate::{
-    clock::Clock,
-    domain::{
-        DeliveryId, EventId, Run, Submission,
-        routing::{Destination, route},
-    },
+    domain::{EventId, Submission},
     store::{
         Store, StoreError,
-        events::{NewDelivery, NewEvent, Stored, StoredBatch},
-        queue::{Claim, ClaimToken, Release},
+        events::{NewEvent, Stored, StoredBatch},
+        queue::{Claim, Release},
     },
     telemetry,
 };
@@ -35,15 +31,16 @@ const ROUTING_ROUNDS_MAX: usize = 5;
 const OUTAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a batch is tried again; it doubles up to the second value.
 const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How many submissions of one batch are waited for alone because a transaction that publishes from
+/// SQL holds their idempotency keys; the rest of the batch is told to come back later.
+const HELD_KEYS_MAX: usize = 4;
 
 /// Writes batches. One a process: a second one would halve the batches and gain nothing.
 #[derive(Debug)]
 pub struct Batcher {
     waiting: mpsc::Receiver<Waiting>,
     store: Store,
-    clock: Clock,
-    handover: Arc<Handover>,
-    routes: Arc<Routes>,
+    intake: Intake,
     is_in_outage: bool,
     /// Deliveries to be given back once the callers are answered: their lanes were paused.
     paused: Vec<(Claim, Duration)>,
@@ -61,25 +58,10 @@ enum Outcome {
 
 impl Batcher {
     /// A batcher, and the way in to it.
-    pub fn new(
-        store: Store,
-        clock: Clock,
-        handover: Arc<Handover>,
-        routes: Arc<Routes>,
-    ) -> (Ingest, Self) {
+    pub fn new(store: Store, intake: Intake) -> (Ingest, Self) {
         let (ingest, waiting) = channel();
-        (
-            ingest,
-            Self {
-                waiting,
-                store,
-                clock,
-                handover,
-                routes,
-                is_in_outage: false,
-                paused: Vec::new(),
-            },
-        )
+        let batcher = Self { waiting, store, intake, is_in_outage: false, paused: Vec::new() };
+        (ingest, batcher)
     }
 
     /// Works until every [`Ingest`] is dropped and all that they left is answered.
@@ -118,7 +100,7 @@ impl Batcher {
             let _ = answer.send(result.into());
         }
         let paused = std::mem::take(&mut self.paused);
-        self.handover.release_paused(&self.store, paused).await;
+        self.intake.handover.release_paused(&self.store, paused).await;
     }
 
     /// Stores submissions, each on its own if they cannot be stored together.
@@ -129,31 +111,36 @@ impl Batcher {
         for group in batch::groups(&leaders, &routed) {
             match self.store(submissions, &group, &mut routed, &mut answers).await {
                 Ok(()) => {}
-                Err(error) if error.is_outage() => {
-                    fill(&mut answers, &group, Rejected::Unavailable);
-                }
-                Err(error) if group.len() == 1 => {
-                    tracing::error!(%error, "an event was refused by the database");
-                    fill(&mut answers, &group, Rejected::Refused);
-                }
                 // One bad event must not fail the others: each is tried alone.
-                Err(error) => {
+                Err(error) if group.len() > 1 && error.is_of_some() => {
                     tracing::warn!(%error, events = group.len(), "a batch is tried one by one");
-                    for index in group {
-                        let stored =
-                            self.store(submissions, &[index], &mut routed, &mut answers).await;
-                        if let Err(error) = stored {
-                            tracing::error!(%error, "an event was refused by the database");
-                            let is_outage = error.is_outage();
-                            let answer =
-                                if is_outage { Rejected::Unavailable } else { Rejected::Refused };
-                            fill(&mut answers, &[index], answer);
-                        }
-                    }
+                    self.store_each(submissions, group, &mut routed, &mut answers).await;
                 }
+                Err(error) => fill(&mut answers, &group, rejected(&error)),
             }
         }
         batch::answer_repeats(submissions, &followers, answers)
+    }
+
+    /// Stores submissions one by one.
+    async fn store_each(
+        &mut self,
+        submissions: &[Submission],
+        indexes: Vec<usize>,
+        routed: &mut [Option<Routed>],
+        answers: &mut [Option<Answer>],
+    ) {
+        let mut held = 0;
+        for index in indexes {
+            if held == HELD_KEYS_MAX {
+                fill(answers, &[index], Rejected::Busy);
+                continue;
+            }
+            if let Err(error) = self.store(submissions, &[index], routed, answers).await {
+                held += usize::from(matches!(error, StoreError::KeyHeld));
+                fill(answers, &[index], rejected(&error));
+            }
+        }
     }
 
     /// Routes what can be routed from memory. An application that could not be read is tried again
@@ -164,20 +151,14 @@ impl Batcher {
         indexes: &[usize],
     ) -> Vec<Option<Routed>> {
         let applications = applications_of(submissions, indexes);
-        if let Err(error) = self.routes.learn(&self.store, &applications).await {
+        if let Err(error) = self.intake.routes.learn(&self.store, &applications).await {
             tracing::debug!(%error, "routes could not be read; storing will find out");
         }
         let mut routed: Vec<Option<Routed>> = vec![None; submissions.len()];
         for &index in indexes {
-            routed[index] = self.route_one(&submissions[index]);
+            routed[index] = self.intake.route(&submissions[index]);
         }
         routed
-    }
-
-    fn route_one(&self, submission: &Submission) -> Option<Routed> {
-        let snapshot = self.routes.known(submission.application)?;
-        let destinations = route(&snapshot, submission);
-        Some(Routed { version: snapshot.version, destinations })
     }
 
     /// Stores the submissions at `indexes` in one transaction and fills their answers.
@@ -191,9 +172,9 @@ impl Batcher {
         let mut pending = indexes.to_vec();
         for _ in 0..ROUTING_ROUNDS_MAX {
             let applications = applications_of(submissions, &pending);
-            self.routes.learn(&self.store, &applications).await?;
+            self.intake.routes.learn(&self.store, &applications).await?;
             pending.retain(|&index| {
-                let is_known = self.routes.known(submissions[index].application).is_some();
+                let is_known = self.intake.routes.known(submissions[index].application).is_some();
                 if !is_known {
                     answers[index] = Some(Answer::No(Rejected::NoApplication));
                 }
@@ -211,12 +192,12 @@ impl Batcher {
                         }
                         answers[index] = Some(Answer::of(event.event_id, *stored));
                     }
-                    self.paused.extend(self.settle(events, &stored));
+                    self.paused.extend(self.intake.settle(events, &stored));
                     return Ok(());
                 }
                 Ok(Outcome::StaleRouting) => {
-                    self.abandon(&events);
-                    self.routes.forget(applications);
+                    self.intake.abandon(&events);
+                    self.intake.routes.forget(applications);
                 }
                 Ok(Outcome::FoundStored(found)) => {
                     for (&index, event) in pending.iter().zip(&events) {
@@ -230,7 +211,7 @@ impl Batcher {
                     pending.retain(|&index| answers[index].is_none());
                 }
                 Err(error) => {
-                    self.abandon(&events);
+                    self.intake.abandon(&events);
                     if !matches!(error, StoreError::NoPartition) {
                         return Err(error);
                     }
@@ -252,24 +233,15 @@ impl Batcher {
         indexes: &[usize],
         routed: &mut [Option<Routed>],
     ) -> Vec<NewEvent<'a>> {
-        let unix_ms = self.clock.unix_ms();
+        let unix_ms = self.intake.clock.unix_ms();
         let event = |&index: &usize| {
             let submission = &submissions[index];
-            let Routed { version, destinations } = routed[index]
+            let routed = routed[index]
                 .take()
-                .or_else(|| self.route_one(submission))
+                .or_else(|| self.intake.route(submission))
                 .expect("submissions of unknown applications were taken out");
             let event_id = EventId::new(unix_ms, rand::random());
-            let bytes = submission.payload.bytes().len();
-            let deliveries = destinations.into_iter().enumerate().map(|(ordinal, destination)| {
-                let delivery_id = DeliveryId::of_event(event_id, ordinal);
-                let Destination { lane, subscription, target, is_parked } = destination;
-                let owner =
-                    if is_parked { None } else { self.handover.reserve(delivery_id, lane, bytes) };
-                NewDelivery { delivery_id, lane, subscription, target, owner, is_parked }
-            });
-            let deliveries = deliveries.collect();
-            NewEvent { event_id, submission, routing_version: version, deliveries }
+            self.intake.prepare(event_id, submission, routed)
         };
         indexes.iter().map(event).collect()
     }
@@ -299,6 +271,8 @@ impl Batcher {
             match result {
                 // Our own earlier try has just been committed after all; it is found next.
                 Err(error) if is_unclear && error.is_repeat() && !was_repeat => was_repeat = true,
+                // Whoever holds it may hold it for long: the others must not wait for that.
+                Err(StoreError::KeyHeld) => return Err(StoreError::KeyHeld),
                 Err(error) if error.is_outage() => {
                     is_unclear = true;
                     if Instant::now() >= give_up_at {
@@ -324,96 +298,30 @@ impl Batcher {
         })
     }
 
-    /// After the commit: what is ours goes to the sender, what is not waits in the queue.
-    /// Returns deliveries whose lane was paused meanwhile; they are to be given back.
-    fn settle(&self, events: Vec<NewEvent<'_>>, stored: &[Stored]) -> Vec<(Claim, Duration)> {
-        let mut claims = Vec::with_capacity(events.len());
-        let mut left_in_queue = Vec::new();
-        for (event, stored) in events.into_iter().zip(stored) {
-            let payload = event.submission.payload.bytes();
-            // All deliveries of an event share it.
-            let metadata: Option<Arc<str>> =
-                event.submission.metadata.as_ref().map(|metadata| metadata.as_str().into());
-            for delivery in event.deliveries {
-                match (stored, delivery.owner) {
-                    (Stored::New, Some(owner)) => claims.push(Claim {
-                        delivery_id: delivery.delivery_id,
-                        token: ClaimToken { owner, number: 1 },
-                        event_id: event.event_id,
-                        event_type: event
-                            .submission
-                            .event_type
-                            .as_ref()
-                            .map(|name| name.as_str().to_owned()),
-                        application: event.submission.application,
-                        lane: delivery.lane,
-                        subscription: delivery.subscription,
-                        target: delivery.target,
-                        payload: payload.clone(),
-                        metadata: delivery.subscription.and(metadata.clone()),
-                        run: Run::Schedule,
-                        attempt_count: 0,
-                        prior_count: 0,
-                        scheduled_at: self.clock.now(),
-                    }),
-                    (Stored::New, None) if !delivery.is_parked => left_in_queue.push(delivery.lane),
-                    (_, Some(owner)) => {
-                        let token = ClaimToken { owner, number: 1 };
-                        let bytes = payload.len();
-                        self.handover.take_back(delivery.delivery_id, token, delivery.lane, bytes);
-                    }
-                    (_, None) => {}
-                }
-            }
-        }
-        telemetry::born_claimed(claims.len());
-        let refused = self.handover.hand_over(claims);
-        if !left_in_queue.is_empty() {
-            telemetry::left_in_queue(left_in_queue.len());
-            left_in_queue.sort_unstable();
-            left_in_queue.dedup();
-            self.handover.leave_in_queue(left_in_queue);
-        }
-        refused
-    }
-
-    /// Returns the room of events that were not stored. If they were stored after all, unknown to
-    /// us, the reconciliation finds rows that we own and do not know, and releases them.
-    fn abandon(&self, events: &[NewEvent<'_>]) {
-        for (event, delivery, token) in owned(events) {
-            let bytes = event.submission.payload.bytes().len();
-            self.handover.take_back(delivery.delivery_id, token, delivery.lane, bytes);
-        }
-    }
-
     /// Gives events back that were stored by a commit whose answer was lost: by now this process
     /// may have been taken for dead, so they are claimed anew rather than sent.
     async fn release(&self, events: &[NewEvent<'_>]) {
-        self.abandon(events);
+        self.intake.abandon(events);
         let claims: Vec<_> =
             owned(events).map(|(_, delivery, token)| (delivery.delivery_id, token)).collect();
         if let Err(error) = self.store.release(&claims, Release::Now).await {
             tracing::debug!(%error, "left to the reconciliation");
         }
         let lanes = events.iter().flat_map(|event| &event.deliveries).map(|d| d.lane);
-        self.handover.leave_in_queue(lanes);
+        self.intake.handover.leave_in_queue(lanes);
     }
 }
 
-/// The deliveries that were to be sent from here, each with its claim.
-fn owned<'a>(
-    events: &'a [NewEvent<'_>],
-) -> impl Iterator<Item = (&'a NewEvent<'a>, &'a NewDelivery, ClaimToken)> {
-    events.iter().flat_map(|event| {
-        event.deliveries.iter().filter_map(move |delivery| {
-            Some((event, delivery, ClaimToken { owner: delivery.owner?, number: 1 }))
-        })
-    })
-}
-
-/// With this line the log of one event begins. Before it is handed over, so that it comes first.
-fn log_accepted(event_id: EventId) {
-    tracing::debug!(event = %event_id, "accepted");
+/// What a submission is answered that could not be stored, even alone.
+fn rejected(error: &StoreError) -> Rejected {
+    match error {
+        StoreError::KeyHeld => Rejected::Busy,
+        error if error.is_outage() => Rejected::Unavailable,
+        error => {
+            tracing::error!(%error, "an event was refused by the database");
+            Rejected::Refused
+        }
+    }
 }
 
 fn fill(answers: &mut [Option<Answer>], indexes: &[usize], rejected: Rejected) {

@@ -1,12 +1,16 @@
 //! From a submission to its commit, and to whoever sends it.
 //!
-//! Everything that comes in, by whatever way, goes through [`Ingest::submit`]: one queue, one
-//! batcher, one transaction a batch. The answer is given after the commit.
+//! Everything that comes in over HTTP goes through [`Ingest::submit`]: one queue, one batcher, one
+//! transaction a batch. The answer is given after the commit. What is published from SQL waits in a
+//! table, from which the [`Mover`] takes it. What both do with a submission is in [`Intake`].
 
 mod batch;
 mod batcher;
+mod catalogue;
 mod gather;
 pub mod handover;
+mod intake;
+mod mover;
 pub mod routes;
 mod snapshot;
 
@@ -20,8 +24,11 @@ use tokio::{
 use crate::domain::{EventId, Submission};
 
 pub use batcher::Batcher;
+pub use catalogue::{Catalogue, CatalogueError, Fit, told};
 pub use gather::gather;
 pub use handover::Handover;
+pub use intake::Intake;
+pub use mover::Mover;
 pub use routes::Routes;
 
 /// How many submissions may wait for the batcher. Beyond it callers are told to come back later.

@@ -151,7 +151,7 @@ async fn reserve_keys(
 /// Inserts events, payloads and deliveries in one statement; `false` if an application is not at
 /// the version that its events were routed at, and then nothing was inserted. The comparison reads
 /// a plain snapshot: a change that commits later counts from the next event on.
-async fn insert_events(
+pub(super) async fn insert_events(
     connection: &mut PgConnection,
     events: &[&NewEvent<'_>],
 ) -> Result<bool, StoreError> {

@@ -7,6 +7,10 @@ use super::{Store, StoreError, bounded};
 
 /// How many hours the answer to an idempotency key is kept.
 pub const IDEMPOTENCY_HOURS: u32 = 24;
+/// How long a key is waited for that another transaction holds. Ours hold keys for milliseconds; one
+/// that publishes from SQL holds them until its caller commits, and nobody else's events may wait for
+/// that.
+const KEY_PATIENCE: &str = "100ms";
 
 /// A key that a request carries, and what the key will stand for if it is new.
 #[derive(Debug)]
@@ -60,8 +64,10 @@ pub(super) async fn reserve(
     let fingerprints: Vec<&[u8]> = sorted.iter().map(|one| one.fingerprint.as_slice()).collect();
     let ids: Vec<Uuid> = sorted.iter().map(|one| one.result_id).collect();
     sqlx::query(
-        "insert into idempotency_key as known (application_id, key, fingerprint, event_id)
-         select * from unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[])
+        "with patience as materialized (select set_config('lock_timeout', $6, true))
+         insert into idempotency_key as known (application_id, key, fingerprint, event_id)
+         select wanted.*
+         from patience, unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[]) as wanted
          on conflict (application_id, key) do update
          set fingerprint = excluded.fingerprint, event_id = excluded.event_id, created_at = now()
          where known.created_at < now() - make_interval(hours => $5)",
@@ -71,10 +77,13 @@ pub(super) async fn reserve(
     .bind(&fingerprints)
     .bind(&ids)
     .bind(IDEMPOTENCY_HOURS.cast_signed())
+    .bind(KEY_PATIENCE)
     .execute(&mut *connection)
-    .await?;
+    .await
+    .map_err(|error| if is_lock_timeout(&error) { StoreError::KeyHeld } else { error.into() })?;
     let rows: Vec<KeyRow> = sqlx::query_as(
-        "select known.* from unnest($1::uuid[], $2::text[]) as given(application_id, key)
+        "with no_patience as materialized (select set_config('lock_timeout', null, true))
+         select known.* from no_patience, unnest($1::uuid[], $2::text[]) as given(application_id, key)
          cross join lateral (
              select application_id, key, fingerprint, event_id from idempotency_key k
              where k.application_id = given.application_id and k.key = given.key
@@ -86,6 +95,10 @@ pub(super) async fn reserve(
     .fetch_all(&mut *connection)
     .await?;
     Ok(wanted.iter().map(|one| standing(one, &rows)).collect())
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
 }
 
 /// How a request stands that may carry a key: without one it is new.

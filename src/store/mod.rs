@@ -16,6 +16,7 @@ pub mod explaining;
 pub mod history;
 pub mod idempotency;
 pub mod notify;
+pub mod outbox;
 pub mod parking;
 pub mod partitions;
 mod pool;
@@ -54,6 +55,10 @@ pub enum StoreError {
     /// No answer in time. Whether the statement took effect is unknown.
     #[error("the database did not answer in time")]
     TimedOut,
+    /// Another transaction, one that publishes from SQL, holds an idempotency key and has not ended
+    /// within the moment that is waited for it. Nothing took effect.
+    #[error("an idempotency key is held by a transaction that has not ended")]
+    KeyHeld,
     /// A named constraint was violated.
     #[error("the constraint {name} was violated")]
     Constraint {
@@ -85,7 +90,12 @@ impl StoreError {
 
     /// Whether the statement may have taken effect all the same, and should be tried again.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::TimedOut)
+        matches!(self, Self::Unavailable(_) | Self::TimedOut | Self::KeyHeld)
+    }
+
+    /// Whether some of a batch are to blame, and the others may go without them.
+    pub fn is_of_some(&self) -> bool {
+        matches!(self, Self::KeyHeld) || !self.is_outage()
     }
 }
 

@@ -5,14 +5,14 @@
 //! and are tried again at the next round, long before a day is missed. Either may be interrupted
 //! anywhere: what is there is read from the catalogue each time, so that the next round goes on.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded, bounded_by};
-use crate::domain::ids;
+use crate::domain::{EventId, ids};
 
 /// The partitioned tables, and whether each holds payloads.
 const TABLES: [(&str, bool); 4] =
@@ -66,6 +66,28 @@ impl Store {
     /// accepting process, so the day before and the day after today are never far. Tells what it
     /// made. That a lock was not to be had in time is an outage: worth another try.
     pub async fn make_partitions(&self) -> Result<Vec<String>, StoreError> {
+        self.make_days(|today| {
+            let first = today - Days::new(1);
+            (0..=DAYS_AHEAD + 1).map(|offset| first + Days::new(offset)).collect()
+        })
+        .await
+    }
+
+    /// Makes the days of these events, which may be long past: what was published from SQL waits
+    /// while no process runs, and days are made only by one that runs.
+    pub async fn make_partitions_of(&self, events: &[EventId]) -> Result<Vec<String>, StoreError> {
+        let day = |event: &EventId| {
+            let ms = i64::try_from(ids::unix_ms_of(event.uuid())).unwrap_or_default();
+            DateTime::from_timestamp_millis(ms).unwrap_or_default().date_naive()
+        };
+        let days: BTreeSet<_> = events.iter().map(day).collect();
+        self.make_days(|_| days).await
+    }
+
+    async fn make_days(
+        &self,
+        days: impl FnOnce(NaiveDate) -> BTreeSet<NaiveDate>,
+    ) -> Result<Vec<String>, StoreError> {
         bounded_by(DDL_TIMEOUT, async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
@@ -78,12 +100,11 @@ impl Store {
             sqlx::raw_sql(AssertSqlSafe(lock_timeout)).execute(&mut *transaction).await?;
             let today: DateTime<Utc> =
                 sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
-            let first = today.date_naive() - Days::new(1);
+            let days = days(today.date_naive());
             let mut made = Vec::new();
             for (table, _) in TABLES {
                 let there = day_tables(&mut transaction, table).await?;
-                for offset in 0..=DAYS_AHEAD + 1 {
-                    let day = first + Days::new(offset);
+                for &day in &days {
                     let state = there.iter().find(|one| one.day == day).map(|one| one.state);
                     if state != Some(DayState::Attached) {
                         make_partition(&mut transaction, table, day, state).await?;

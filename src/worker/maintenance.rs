@@ -18,6 +18,8 @@ const KEYS_PER_DELETE: i64 = 5_000;
 const DELETES_PER_ROUND: usize = 200;
 /// Minutes of statistics deleted by one statement.
 const MINUTES_PER_DELETE: i64 = 5_000;
+/// Events refused from SQL that one statement deletes: each has a payload.
+const REFUSED_PER_DELETE: i64 = 500;
 /// Deleted and disabled subscriptions of one round, and deliveries that one statement cancels or
 /// parks.
 const DRAINED_PER_ROUND: i64 = 200;
@@ -66,6 +68,9 @@ async fn rounds(shared: &Shared) {
         if let Err(error) = forget_statistics(shared).await {
             tracing::warn!(%error, "old statistics were not deleted");
         }
+        if let Err(error) = forget_refused(shared).await {
+            tracing::warn!(%error, "what was refused from SQL long ago was not deleted");
+        }
         if let Err(error) = drain(shared).await {
             tracing::warn!(%error, "what waits for deleted or disabled subscriptions still waits");
         }
@@ -106,6 +111,17 @@ async fn forget_statistics(shared: &Shared) -> Result<(), StoreError> {
         if shared.store.forget_statistics(age, MINUTES_PER_DELETE).await?
             < MINUTES_PER_DELETE.unsigned_abs()
         {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn forget_refused(shared: &Shared) -> Result<(), StoreError> {
+    let keep = shared.settings.retention.payload;
+    for _ in 0..DELETES_PER_ROUND {
+        let deleted = shared.store.forget_refused(keep, REFUSED_PER_DELETE).await?;
+        if i64::try_from(deleted).unwrap_or(0) < REFUSED_PER_DELETE {
             break;
         }
     }

@@ -27,6 +27,7 @@ mod roles;
 mod routing;
 mod sealing;
 mod signing;
+mod sql_publish;
 mod statistics;
 mod subscribed;
 mod subscription_test;

@@ -138,22 +138,27 @@ fn javascript_with_library() -> Option<PathBuf> {
         for (name, text) in names.iter().zip(&texts) {
             fs::write(folder.join(name), text).map_err(|error| error.to_string())?;
         }
-        let mut install = Command::new("npm");
-        install.arg("ci").current_dir(folder);
-        let mut result = run(&mut install);
-        for _ in 1..NPM_ATTEMPTS_MAX {
-            if result.is_err() {
-                result = run(&mut install);
-            }
-        }
-        result
+        install(folder)
     });
     Some(made.expect("npm installs what the lock file names"))
 }
 
+/// Installs what the lock file of a folder names.
+pub fn install(folder: &Path) -> Result<(), String> {
+    let mut install = Command::new("npm");
+    install.arg("ci").current_dir(folder);
+    let mut result = run(&mut install);
+    for _ in 1..NPM_ATTEMPTS_MAX {
+        if result.is_err() {
+            result = run(&mut install);
+        }
+    }
+    result
+}
+
 /// A folder beside the build, made once for all that has the same key. It is made under another name
 /// and renamed when it is whole: another test process may be about the same.
-fn prepared(
+pub fn prepared(
     name: &str,
     key: &[&[u8]],
     make: impl FnOnce(&Path) -> Result<(), String>,
@@ -180,7 +185,7 @@ fn prepared(
     made.and_then(|()| if folder.exists() { Ok(folder) } else { Err("it is gone".to_owned()) })
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -189,7 +194,7 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// Says why a test does nothing; with `CI` set it has to do something.
-fn skip(why: &str) {
+pub fn skip(why: &str) {
     assert!(!std::env::vars().any(|(name, _)| name == "CI"), "{why}");
     #[expect(clippy::print_stderr, reason = "says why a test did nothing")]
     {

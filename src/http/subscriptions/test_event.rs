@@ -19,6 +19,7 @@ use crate::{
     http::{
         ApiError, ApiState, body,
         caller::Caller,
+        catalogue,
         extract::{IdempotencyHeader, SubscriptionPath},
         json::Members,
         problem::Problem,
@@ -91,7 +92,7 @@ pub async fn create(
     let payload =
         Payload::from_json(payload).map_err(|error| submission::fault("payload", error))?;
     if event_type.as_str() != TYPE_DEFAULT {
-        state.catalogue.check(&state.store, application, &event_type, &payload).await?;
+        catalogue::check(&state, application, &event_type, &payload).await?;
     }
     let submission = Submission {
         application,
