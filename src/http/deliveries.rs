@@ -24,7 +24,8 @@ use crate::{
         Permission, SubscriptionId,
     },
     store::{
-        deliveries::{DeliveryFilter, DeliveryRow},
+        deliveries::DeliveryRow,
+        delivery_pages::DeliveryFilter,
         history::AttemptRow,
         runs::{Cancelled, Retried},
     },

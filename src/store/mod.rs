@@ -8,6 +8,7 @@ pub mod api_keys;
 pub mod applications;
 mod claim;
 pub mod deliveries;
+pub mod delivery_pages;
 pub mod dispatchers;
 mod draining;
 pub mod event_types;

@@ -1,0 +1,314 @@
+//! The log of deliveries: queue, parked and history as one list, by the deliveries' ids.
+//!
+//! No page looks at more than a bounded number of rows. Where a filter is one that no index knows, a
+//! page can so be short, or empty, and still have a next one.
+
+use chrono::{DateTime, Utc};
+use sqlx::{Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::{
+    Store, StoreError, bounded,
+    deliveries::{DeliveryRow, Source, event_type},
+    history::time_bound,
+};
+use crate::domain::{
+    ApplicationId, DeliveryId, DeliveryState, ErrorClass, EventId, SubscriptionId,
+};
+
+/// How many rows of the history one page looks at, and how many events, when it is filtered by what
+/// no index knows.
+pub const SCANNED_MAX: i64 = 1_000;
+/// How many rows of the queue one page of a subscription's list looks at: those of others stand
+/// between its own.
+pub const QUEUE_SCANNED_MAX: i64 = 5_000;
+
+/// Which deliveries a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct DeliveryFilter {
+    /// Only in this state.
+    pub state: Option<DeliveryState>,
+    /// Only of this subscription.
+    pub subscription: Option<SubscriptionId>,
+    /// Only of this event.
+    pub event: Option<EventId>,
+    /// Only of events of this type.
+    pub event_type: Option<String>,
+    /// Only those that were last answered with this status.
+    pub response_status: Option<i16>,
+    /// Only those that last failed so.
+    pub error_class: Option<ErrorClass>,
+    /// Only of events accepted at or after this time.
+    pub created_from: Option<DateTime<Utc>>,
+    /// Only of events accepted before this time.
+    pub created_until: Option<DateTime<Utc>>,
+    /// Only older than this one: where the last page ended.
+    pub older_than: Option<DeliveryId>,
+}
+
+/// A page of deliveries, newest first.
+#[derive(Debug)]
+pub struct DeliveryPage {
+    /// The deliveries.
+    pub deliveries: Vec<DeliveryRow>,
+    /// What the next page is older than; `None` at the end.
+    pub next: Option<DeliveryId>,
+}
+
+impl Store {
+    /// Lists deliveries of an application, newest first, looking at a bounded number of rows.
+    pub async fn delivery_page(
+        &self,
+        application: ApplicationId,
+        filter: &DeliveryFilter,
+        limit: usize,
+    ) -> Result<DeliveryPage, StoreError> {
+        let rows_max = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+        let is_of_undelivered =
+            matches!(filter.state, Some(DeliveryState::Dead | DeliveryState::Cancelled));
+        let indexed = filter.subscription.is_some() || is_of_undelivered;
+        let (mut rows, floor) = if indexed && filter.event.is_none() {
+            self.page_by_index(application, filter, rows_max).await?
+        } else {
+            self.page_by_events(application, filter, rows_max).await?
+        };
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = if has_more { rows.last().map(DeliveryRow::delivery_id) } else { floor };
+        Ok(DeliveryPage { deliveries: rows, next })
+    }
+
+    /// A page, found by the indexes of a subscription's deliveries, and of those that were not
+    /// delivered; and below which id it did not look.
+    async fn page_by_index(
+        &self,
+        application: ApplicationId,
+        filter: &DeliveryFilter,
+        rows_max: i64,
+    ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>), StoreError> {
+        let sources: Vec<Source> =
+            Source::ALL.into_iter().filter(|source| source.has(filter.state)).collect();
+        let mut floor: Option<Uuid> = None;
+        for &source in &sources {
+            floor = floor.max(self.index_floor(source, application, filter).await?);
+        }
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select * from (");
+            for (index, &source) in sources.iter().enumerate() {
+                if index > 0 {
+                    query.push(" union all ");
+                }
+                query.push("(").push(source.select());
+                push_keys(&mut query, source, application, filter);
+                if let Some(floor) = floor {
+                    query.push(" and d.delivery_id >= ").push_bind(floor);
+                }
+                push_cheap_filters(&mut query, source, filter);
+                query.push(" order by d.delivery_id desc");
+                if !has_late_filters(filter) {
+                    query.push(" limit ").push_bind(rows_max);
+                }
+                query.push(")");
+            }
+            query.push(") as any_state where true");
+            push_late_filters(&mut query, filter);
+            query.push(" order by delivery_id desc limit ").push_bind(rows_max);
+            let rows = query.build_query_as().fetch_all(&self.pool).await?;
+            Ok((rows, floor.map(DeliveryId::from_uuid)))
+        })
+        .await
+    }
+
+    /// The last row that a page may look at in one of the tables; `None`: it may look at all.
+    async fn index_floor(
+        &self,
+        source: Source,
+        application: ApplicationId,
+        filter: &DeliveryFilter,
+    ) -> Result<Option<Uuid>, StoreError> {
+        let mut query = QueryBuilder::<Postgres>::new("select d.delivery_id from ");
+        let scanned_max = match source {
+            // It has no index for them.
+            Source::Queue => {
+                query.push("delivery_queue d where true");
+                push_range(&mut query, filter);
+                QUEUE_SCANNED_MAX
+            }
+            _ if !has_late_filters(filter) && filter.event_type.is_none() => return Ok(None),
+            Source::Parked => {
+                query.push("delivery_parked d where true");
+                push_keys(&mut query, source, application, filter);
+                SCANNED_MAX
+            }
+            Source::History => {
+                query.push("delivery d where true");
+                push_keys(&mut query, source, application, filter);
+                SCANNED_MAX
+            }
+        };
+        bounded(async {
+            query.push(" order by d.delivery_id desc limit 1 offset ").push_bind(scanned_max - 1);
+            Ok(query.build_query_scalar().fetch_optional(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// A page, found by the application's events; and below which id it did not look.
+    async fn page_by_events(
+        &self,
+        application: ApplicationId,
+        filter: &DeliveryFilter,
+        rows_max: i64,
+    ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>), StoreError> {
+        let is_filtered = filter.state.is_some()
+            || filter.subscription.is_some()
+            || filter.event_type.is_some()
+            || has_late_filters(filter);
+        let events_max = if is_filtered { SCANNED_MAX } else { rows_max };
+        let floor: Option<Uuid> = bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new("select e.event_id from event e");
+            push_events(&mut query, application, filter);
+            query.push(" order by e.event_id desc limit 1 offset ").push_bind(events_max - 1);
+            Ok(query.build_query_scalar().fetch_optional(&self.pool).await?)
+        })
+        .await?;
+        bounded(async {
+            let mut query = QueryBuilder::<Postgres>::new(
+                "with scanned as (
+                     select e.event_id, (left(e.event_id::text, 31) || '00000')::uuid as low,
+                            (left(e.event_id::text, 31) || 'fffff')::uuid as high
+                     from event e",
+            );
+            push_events(&mut query, application, filter);
+            if let Some(floor) = floor {
+                query.push(" and e.event_id >= ").push_bind(floor);
+            }
+            if let Some(event_type) = &filter.event_type {
+                query.push(" and e.type = ").push_bind(event_type.clone());
+            }
+            query.push(
+                " order by e.event_id desc)
+                 select any_state.* from scanned cross join lateral (select * from (",
+            );
+            let sources = Source::ALL.into_iter().filter(|source| source.has(filter.state));
+            for (index, source) in sources.enumerate() {
+                if index > 0 {
+                    query.push(" union all ");
+                }
+                query.push(source.select());
+                query.push(" and d.application_id = ").push_bind(application.uuid());
+                query.push(
+                    " and d.delivery_id between scanned.low and scanned.high
+                      and d.event_id = scanned.event_id",
+                );
+                if let Some(older_than) = filter.older_than {
+                    query.push(" and d.delivery_id < ").push_bind(older_than.uuid());
+                }
+                if let Some(subscription) = filter.subscription {
+                    query.push(" and d.subscription_id = ").push_bind(subscription.uuid());
+                }
+                push_cheap_filters(&mut query, source, filter);
+            }
+            query.push(") as of_event where true");
+            push_late_filters(&mut query, filter);
+            query.push(" order by delivery_id desc limit ").push_bind(rows_max);
+            query.push(") as any_state order by any_state.delivery_id desc limit ");
+            query.push_bind(rows_max);
+            let rows = query.build_query_as().fetch_all(&self.pool).await?;
+            let below = floor.map(|id| EventId::from_uuid(id).delivery_range().0);
+            Ok((rows, below))
+        })
+        .await
+    }
+}
+
+/// Whether there are filters that are known only once a row is put together.
+fn has_late_filters(filter: &DeliveryFilter) -> bool {
+    filter.response_status.is_some() || filter.error_class.is_some()
+}
+
+fn push_late_filters(query: &mut QueryBuilder<Postgres>, filter: &DeliveryFilter) {
+    if let Some(status) = filter.response_status {
+        query.push(" and last_status = ").push_bind(status);
+    }
+    if let Some(class) = filter.error_class {
+        query.push(" and last_error = ").push_bind(class.as_str());
+    }
+}
+
+/// The filters that a table's own columns answer.
+fn push_cheap_filters(query: &mut QueryBuilder<Postgres>, source: Source, filter: &DeliveryFilter) {
+    match (source, filter.state) {
+        (Source::Queue, Some(DeliveryState::Pending)) => drop(query.push(" and d.owner is null")),
+        (Source::Queue, Some(DeliveryState::InFlight)) => {
+            query.push(" and d.owner is not null");
+        }
+        (Source::History, Some(state)) => {
+            query.push(" and d.state = ").push_bind(state.as_str());
+        }
+        _ => {}
+    }
+    if let Some(event_type) = &filter.event_type {
+        match source {
+            Source::History => {
+                query.push(" and d.event_type = ").push_bind(event_type.clone());
+            }
+            Source::Queue | Source::Parked => {
+                query.push(" and ").push(event_type!()).push(" = ").push_bind(event_type.clone());
+            }
+        }
+    }
+}
+
+/// The conditions by which the rows of a table are found.
+fn push_keys(
+    query: &mut QueryBuilder<Postgres>,
+    source: Source,
+    application: ApplicationId,
+    filter: &DeliveryFilter,
+) {
+    query.push(" and d.application_id = ").push_bind(application.uuid());
+    match filter.subscription {
+        Some(subscription) => {
+            query.push(" and d.subscription_id = ").push_bind(subscription.uuid());
+        }
+        // What the index over those that were not delivered asks for.
+        None if source == Source::History => drop(query.push(" and d.state <> 'delivered'")),
+        None => {}
+    }
+    push_range(query, filter);
+}
+
+fn push_range(query: &mut QueryBuilder<Postgres>, filter: &DeliveryFilter) {
+    if let Some(older_than) = filter.older_than {
+        query.push(" and d.delivery_id < ").push_bind(older_than.uuid());
+    }
+    if let Some(from) = filter.created_from {
+        query.push(" and d.delivery_id >= ").push_bind(time_bound(from));
+    }
+    if let Some(until) = filter.created_until {
+        query.push(" and d.delivery_id < ").push_bind(time_bound(until));
+    }
+}
+
+/// The events whose deliveries a page may show.
+fn push_events(
+    query: &mut QueryBuilder<Postgres>,
+    application: ApplicationId,
+    filter: &DeliveryFilter,
+) {
+    query.push(" where e.application_id = ").push_bind(application.uuid());
+    if let Some(event) = filter.event {
+        query.push(" and e.event_id = ").push_bind(event.uuid());
+    }
+    if let Some(older_than) = filter.older_than {
+        // Its own event may have others that are older.
+        query.push(" and e.event_id <= ").push_bind(older_than.event_range().1.uuid());
+    }
+    if let Some(from) = filter.created_from {
+        query.push(" and e.event_id >= ").push_bind(time_bound(from));
+    }
+    if let Some(until) = filter.created_until {
+        query.push(" and e.event_id < ").push_bind(time_bound(until));
+    }
+}
