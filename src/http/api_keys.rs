@@ -105,8 +105,8 @@ pub async fn create(
         Standing::Repeat(id) => (ApiKeyId::from_uuid(id), None),
         Standing::Reused { .. } => return Err(ApiError::KeyReused.into()),
     };
-    let row =
-        state.store.api_key(Some(application), id).await?.ok_or(ApiError::KeyNotFound(None))?;
+    let row = state.store.api_key(Some(application), id).await?;
+    let row = row.ok_or(ApiError::MADE_AND_DELETED)?;
     Ok((StatusCode::CREATED, Json(ApiKeyBody::of(application, row, key))))
 }
 

@@ -80,7 +80,7 @@ pub async fn create(
         Standing::Reused { .. } => return Err(ApiError::KeyReused.into()),
     };
     let row = state.store.application(&ApplicationName::Id(id)).await?;
-    let row = row.ok_or(ApiError::ApplicationNotFound(None))?;
+    let row = row.ok_or(ApiError::MADE_AND_DELETED)?;
     Ok((StatusCode::CREATED, Json(row.into())))
 }
 

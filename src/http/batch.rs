@@ -20,7 +20,7 @@ use super::{
     submission::{self, OuterKey},
 };
 use crate::{
-    domain::{EventId, Permission, Submission},
+    domain::{EventId, Permission, Submission, event::IDEMPOTENCY_KEY_BYTES_MAX},
     telemetry,
 };
 
@@ -28,6 +28,11 @@ use crate::{
 pub const EVENTS_MAX: usize = 1_000;
 /// The fields of a batch.
 pub const FIELDS: &[&str; 1] = &["events"];
+
+/// How many bytes the key of a batch may have: each event's has a slash and its place more.
+pub fn key_bytes_max() -> usize {
+    IDEMPOTENCY_KEY_BYTES_MAX - format!("/{}", EVENTS_MAX - 1).len()
+}
 
 /// What became of one event.
 #[derive(Serialize, JsonSchema)]
@@ -91,8 +96,9 @@ async fn read(
     let text = body::text(body)?;
     let texts = Members::of(text, FIELDS)?.elements("events", EVENTS_MAX)?;
     let key_of = |index: usize| key.as_ref().map(|key| format!("{key}/{index}"));
-    if let Some(longest) = key_of(EVENTS_MAX - 1) {
-        submission::header_key(&longest)?;
+    // An empty one would be well with what is added.
+    for key in [key.clone(), key_of(EVENTS_MAX - 1)].into_iter().flatten() {
+        submission::header_key(&key)?;
     }
     let mut items = Vec::with_capacity(texts.len());
     for (index, text) in texts.into_iter().enumerate() {

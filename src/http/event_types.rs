@@ -136,7 +136,7 @@ pub async fn create(
         Standing::Reused { .. } => return Err(ApiError::KeyReused.into()),
     }
     let row = state.store.event_type(owner, &name).await?;
-    Ok((StatusCode::CREATED, Json(row.ok_or(ApiError::EventTypeNotFound)?.into())))
+    Ok((StatusCode::CREATED, Json(row.ok_or(ApiError::MADE_AND_DELETED)?.into())))
 }
 
 /// Adds those types of the standard catalogue that are not there yet.

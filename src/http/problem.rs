@@ -151,6 +151,10 @@ fn did_you_mean(name: Option<&str>) -> String {
 }
 
 impl ApiError {
+    /// The request made something, now or when it was sent first, that is not there any more.
+    pub const MADE_AND_DELETED: Self =
+        Self::Conflict("what this request made was deleted since; take another idempotency key");
+
     /// Says where the fault is.
     pub fn at(self, place: Place) -> Problem {
         Problem { error: self, place: Some(place) }

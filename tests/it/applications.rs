@@ -7,7 +7,8 @@ use webhook_dispatcher::domain::ids::DEFAULT_APPLICATION;
 
 use crate::support::{Receiver, TestApp, TestDatabase, eventually};
 
-const ADMIN_KEY: &str = "the-operator's-own-key";
+/// The key of the operator.
+pub const ADMIN_KEY: &str = "the-operator's-own-key";
 /// A service that asks for keys.
 pub const WITH_KEYS: [&str; 2] = ["--admin-api-key=the-operator's-own-key", "--webhook-secret=s"];
 

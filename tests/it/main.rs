@@ -17,6 +17,7 @@ mod embedded_postgres;
 mod event_types;
 mod explaining;
 mod log;
+mod openapi;
 mod parking;
 mod partitions;
 mod pool;

@@ -5,23 +5,23 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::{
-    support::{Received, Receiver, TestApp, eventually},
+    support::{
+        Received, Receiver, TestApp, eventually,
+        tools::{install, prepared, python_with, run, skip},
+    },
     tidy::root,
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const PAYLOADS: [&str; 5] = ["{}", r#"{"z":1,  "a":"é\u00e9"}"#, "null", "[1.0]", r#""😀""#];
-/// How often `npm ci` is tried: a registry may be away for a moment.
-const NPM_ATTEMPTS_MAX: usize = 3;
 
 #[tokio::test]
 async fn the_official_python_library_verifies_our_requests() {
@@ -105,21 +105,7 @@ async fn ask(
 /// A Python with the library. Without Python, or without a way to get the library, the test says so
 /// and is skipped.
 fn python_with_library() -> Option<PathBuf> {
-    let requirement = "standardwebhooks==1.1.0";
-    let made = prepared("python", &[requirement.as_bytes()], |folder| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-        let install = ["-m", "pip", "install", "-q", requirement];
-        run(Command::new(folder.join("bin/python")).args(install))
-    });
-    match made {
-        Ok(folder) => Some(folder.join("bin/python")),
-        Err(error) => {
-            skip(&format!(
-                "python3 with venv, and the package standardwebhooks, are needed: {error}"
-            ));
-            None
-        }
-    }
+    python_with("python", "standardwebhooks==1.1.0\n")
 }
 
 /// A folder with the script, the library and what that needs. Without node the test says so and is
@@ -141,63 +127,4 @@ fn javascript_with_library() -> Option<PathBuf> {
         install(folder)
     });
     Some(made.expect("npm installs what the lock file names"))
-}
-
-/// Installs what the lock file of a folder names.
-pub fn install(folder: &Path) -> Result<(), String> {
-    let mut install = Command::new("npm");
-    install.arg("ci").current_dir(folder);
-    let mut result = run(&mut install);
-    for _ in 1..NPM_ATTEMPTS_MAX {
-        if result.is_err() {
-            result = run(&mut install);
-        }
-    }
-    result
-}
-
-/// A folder beside the build, made once for all that has the same key. It is made under another name
-/// and renamed when it is whole: another test process may be about the same.
-pub fn prepared(
-    name: &str,
-    key: &[&[u8]],
-    make: impl FnOnce(&Path) -> Result<(), String>,
-) -> Result<PathBuf, String> {
-    let mut hash = Sha256::new();
-    for part in key {
-        hash.update(part.len().to_be_bytes());
-        hash.update(part);
-    }
-    let hash = hash.finalize();
-    let hash = u64::from_be_bytes(hash[..8].try_into().unwrap());
-    let beside = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = beside.join(format!("{name}-{hash:016x}"));
-    if folder.exists() {
-        return Ok(folder);
-    }
-    let under_way = beside.join(format!("{name}-{hash:016x}.{}", std::process::id()));
-    let made = make(&under_way);
-    // Where another process was first, its folder is as good.
-    if made.is_ok() && fs::rename(&under_way, &folder).is_ok() {
-        return Ok(folder);
-    }
-    let _ = fs::remove_dir_all(&under_way);
-    made.and_then(|()| if folder.exists() { Ok(folder) } else { Err("it is gone".to_owned()) })
-}
-
-pub fn run(command: &mut Command) -> Result<(), String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)))
-}
-
-/// Says why a test does nothing; with `CI` set it has to do something.
-pub fn skip(why: &str) {
-    assert!(!std::env::vars().any(|(name, _)| name == "CI"), "{why}");
-    #[expect(clippy::print_stderr, reason = "says why a test did nothing")]
-    {
-        eprintln!("skipped: {why}");
-    }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::schemas;
 use crate::{
-    domain::Permission,
+    domain::{Permission, event::IDEMPOTENCY_KEY_BYTES_MAX},
     http::{ApiError, ApiState, access::NOT_LOOPBACK, problem::Problem},
 };
 
@@ -326,7 +326,7 @@ impl Operation {
     /// `Idempotency-Key` is looked at.
     pub fn idempotent(mut self) -> Self {
         self.problem(ApiError::KeyReused);
-        self.parameters([schemas::idempotency_header()])
+        self.parameters([schemas::idempotency_header(IDEMPOTENCY_KEY_BYTES_MAX)])
     }
 
     /// Reads JSON.

@@ -11,9 +11,7 @@ use super::operation::{In, Parameter};
 use crate::{
     domain::{
         ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, SubscriptionId,
-        event::{
-            EVENT_TYPE_BYTES_MAX, IDEMPOTENCY_KEY_BYTES_MAX, METADATA_BYTES_MAX, SUBJECT_BYTES_MAX,
-        },
+        event::{EVENT_TYPE_BYTES_MAX, METADATA_BYTES_MAX, OPERATOR_TYPES, SUBJECT_BYTES_MAX},
         event_types::PATTERN_BYTES_MAX,
         target::URL_BYTES_MAX,
         uid::{ID_PREFIXES, UID_BYTES_MAX},
@@ -109,6 +107,14 @@ pub fn event_type() -> Value {
     })
 }
 
+/// A dotted name that events may be published under: not the service's own.
+pub fn published_type() -> Value {
+    let operators = OPERATOR_TYPES.replace('.', r"\.");
+    let mut schema = event_type();
+    schema["pattern"] = json!(format!("^(?!{operators}){EVENT_TYPE}$"));
+    schema
+}
+
 /// A dotted name, or a pattern of such.
 pub fn event_type_pattern() -> Value {
     json!({
@@ -131,7 +137,7 @@ pub fn uid() -> Value {
 pub fn target_url() -> Value {
     json!({
         "type": "string",
-        "format": "uri",
+        "format": "iri",
         "pattern": "^https?://",
         "maxLength": URL_BYTES_MAX,
     })
@@ -148,24 +154,24 @@ pub fn subject() -> Value {
 }
 
 /// What makes a request safe to be sent again.
-pub fn idempotency_key() -> Value {
+pub fn idempotency_key(bytes_max: usize) -> Value {
     json!({
         "type": "string",
         "minLength": 1,
-        "maxLength": IDEMPOTENCY_KEY_BYTES_MAX,
+        "maxLength": bytes_max,
         "pattern": "^[ -~]*$",
     })
 }
 
 /// The header `Idempotency-Key`.
-pub fn idempotency_header() -> Parameter {
+pub fn idempotency_header(bytes_max: usize) -> Parameter {
     Parameter {
         place: In::Header,
         name: IdempotencyHeader::NAME,
         names: None,
         description: "Makes the request safe to be sent again: within 24 hours the same key with \
                       the same body is answered as the first was, and with another body by 409",
-        schema: idempotency_key(),
+        schema: idempotency_key(bytes_max),
     }
 }
 

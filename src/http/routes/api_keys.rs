@@ -7,6 +7,7 @@ use super::examples::{APPLICATION, CURSOR, TIME};
 use crate::{
     domain::{Permission, Role},
     http::{
+        ApiError,
         api_keys::{self, ApiKeyBody},
         applications::NAME_BYTES_MAX,
         events::Page,
@@ -70,6 +71,7 @@ fn create() -> Operation {
             json!({"role": "producer", "name": "shop", "expires_at": "2127-01-01T00:00:00Z"}),
         )
         .answers::<ApiKeyBody>(StatusCode::CREATED, "The key", made)
+        .fails([ApiError::MADE_AND_DELETED])
 }
 
 fn list() -> Operation {

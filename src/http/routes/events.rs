@@ -8,7 +8,7 @@ use super::{
     examples::{CURSOR, EVENT, SUBSCRIPTION, TIME},
 };
 use crate::{
-    domain::{EventStatus, Permission},
+    domain::{EventStatus, Permission, event::IDEMPOTENCY_KEY_BYTES_MAX},
     http::{
         ApiError,
         batch::{self, BatchResults, RefusedBody},
@@ -40,7 +40,7 @@ fn event() -> Value {
         &["payload"],
         [
             ("payload", told(schemas::any(), "What is sent: any JSON, byte for byte as it comes")),
-            ("type", told(or_null(schemas::event_type()), "What happened, as a dotted name")),
+            ("type", told(or_null(schemas::published_type()), "What happened, as a dotted name")),
             (
                 "target_url",
                 told(
@@ -52,14 +52,14 @@ fn event() -> Value {
             (
                 "application",
                 told(
-                    or_null(json!({"type": "string"})),
+                    or_null(json!({"type": "string", "x-names": "application"})),
                     "The application, by its id or its uid; by default the key's own",
                 ),
             ),
             (
                 "idempotency_key",
                 told(
-                    or_null(schemas::idempotency_key()),
+                    or_null(schemas::idempotency_key(IDEMPOTENCY_KEY_BYTES_MAX)),
                     "The same as the header `Idempotency-Key`; if both are there, they must agree",
                 ),
             ),
@@ -136,7 +136,7 @@ fn create_batch() -> Operation {
         )
         .of(Tag::Events, Permission::Publish)
         .further(NAMES_TARGETS)
-        .parameters([schemas::idempotency_header()])
+        .parameters([schemas::idempotency_header(batch::key_bytes_max())])
         .reads("BatchRequest", object(batch::FIELDS, &["events"], [("events", events)]))
         .example("Two events", json!({"events": [to_subscriptions(), {"type": "a", "payload": 1}]}))
         .answers::<BatchResults>(

@@ -181,7 +181,8 @@ pub async fn create(
         Standing::Repeat(id) => (SubscriptionId::from_uuid(id), None),
         Standing::Reused { .. } => return Err(ApiError::KeyReused.into()),
     };
-    let row = found(&state, application, &SubscriptionName::Id(id)).await?;
+    let row = state.store.subscription(application, &SubscriptionName::Id(id)).await?;
+    let row = row.ok_or(ApiError::MADE_AND_DELETED)?;
     Ok((StatusCode::CREATED, Json(shown(&state, application, row, secret)?)))
 }
 

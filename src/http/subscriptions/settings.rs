@@ -286,11 +286,12 @@ impl<'a> Given<'a> {
 
     fn timeout_ms(&self) -> Result<Option<i32>, Problem> {
         let Some(seconds) = self.members.number("timeout_seconds")? else { return Ok(None) };
-        let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|t| TIMEOUT.contains(t));
-        let timeout = timeout.ok_or_else(|| {
-            let (least, most) = (TIMEOUT.start().as_secs(), TIMEOUT.end().as_secs());
-            fault("timeout_seconds", format!("must be {least} to {most}"))
-        })?;
+        // As it is told: a duration is rounded, and might get into the bounds by that.
+        let (least, most) = (TIMEOUT.start().as_secs_f64(), TIMEOUT.end().as_secs_f64());
+        let is_within = (least..=most).contains(&seconds);
+        let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|_| is_within);
+        let timeout = timeout
+            .ok_or_else(|| fault("timeout_seconds", format!("must be {least} to {most}")))?;
         Ok(i32::try_from(timeout.as_millis()).ok())
     }
 

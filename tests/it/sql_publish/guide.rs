@@ -11,9 +11,11 @@ use sqlx::{Connection, PgConnection};
 
 use super::{ask, count, delivered, role, run, session, subscribe};
 use crate::{
-    support::{Receiver, TestApp, TestDatabase},
+    support::{
+        Receiver, TestApp, TestDatabase,
+        tools::{self, install, prepared, python_with, skip},
+    },
     tidy::root,
-    verifiers::{self, install, prepared, skip},
 };
 
 const PSYCOPG: &str = "psycopg[binary]==3.3.4";
@@ -112,22 +114,11 @@ async fn the_example_in_node_works() {
 }
 
 fn python_with_psycopg() -> Option<PathBuf> {
-    let made = prepared("psycopg", &[PSYCOPG.as_bytes()], |folder| {
-        verifiers::run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-        let install = ["-m", "pip", "install", "-q", PSYCOPG];
-        verifiers::run(Command::new(folder.join("bin/python")).args(install))
-    });
-    match made {
-        Ok(folder) => Some(folder.join("bin/python")),
-        Err(error) => {
-            skip(&format!("python3 with venv, and the package psycopg, are needed: {error}"));
-            None
-        }
-    }
+    python_with("psycopg", PSYCOPG)
 }
 
 fn node_with_pg() -> Option<PathBuf> {
-    if let Err(error) = verifiers::run(Command::new("node").arg("--version")) {
+    if let Err(error) = tools::run(Command::new("node").arg("--version")) {
         skip(&format!("node and npm are needed: {error}"));
         return None;
     }

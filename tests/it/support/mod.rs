@@ -7,6 +7,7 @@ pub mod process;
 pub mod raw;
 mod receiver;
 pub mod tls;
+pub mod tools;
 
 pub use app::{TestApp, config, eventually};
 pub use cluster::TestDatabase;

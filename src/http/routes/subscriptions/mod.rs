@@ -81,13 +81,7 @@ fn create() -> Operation {
         .of(Tag::Subscriptions, Permission::Manage)
         .parameters(take::query(OF_APPLICATION, [take::application()]))
         .idempotent()
-        .reads(
-            "SubscriptionRequest",
-            settings::whole(told(
-                settings::secret(),
-                "What signs; by default one is made, and shown in the answer",
-            )),
-        )
+        .reads("SubscriptionRequest", settings::new())
         .example(
             "What is needed",
             json!({"target_url": "http://127.0.0.1:8080/webhook", "event_types": ["invoice.*"]}),
@@ -146,7 +140,7 @@ fn replace() -> Operation {
     of_one(Operation::put("/subscriptions/{id}", subscriptions::replace), Permission::Manage)
         .named("replaceSubscription", "Replaces the settings of a subscription")
         .told("What is not told has its default. `uid` and the secrets stay.")
-        .reads("SubscriptionReplacement", settings::whole(settings::no_secret()))
+        .reads("SubscriptionReplacement", settings::replacement())
         .example(
             "All defaults but these",
             json!({"target_url": "http://127.0.0.1:8080/webhook", "event_types": ["invoice.*"]}),
@@ -163,7 +157,7 @@ fn change() -> Operation {
     of_one(Operation::patch("/subscriptions/{id}", subscriptions::patch), Permission::Manage)
         .named("changeSubscription", "Changes some settings of a subscription")
         .told("What is not told stays; null stands for the default.")
-        .reads("SubscriptionChange", settings::change(settings::no_secret()))
+        .reads("SubscriptionChange", settings::change())
         .example("Another description", json!({"description": "The receiver of paid invoices"}))
         .answers::<SubscriptionBody>(
             StatusCode::OK,

@@ -22,10 +22,18 @@ use crate::{
 
 type Member = (&'static str, Value);
 
-/// All of them, of a new subscription or of one that is replaced: one of the names of a field that
-/// is required must be there.
-pub fn whole(secret: Value) -> Value {
-    let mut settings = settings(secret);
+/// All of them, of a new subscription: one of the names of a field that is required must be there.
+pub fn new() -> Value {
+    let secret = told(secret(), "What signs; by default one is made, and shown in the answer");
+    whole(settings(secret, or_null(schemas::uid())))
+}
+
+/// All of them, of one that is replaced.
+pub fn replacement() -> Value {
+    whole(settings(no_secret(), schemas::uid()))
+}
+
+fn whole(mut settings: Value) -> Value {
     let one_of = |names: &[&str]| {
         let each: Vec<_> = names.iter().map(|name| json!({"required": [name]})).collect();
         json!({"oneOf": each})
@@ -35,8 +43,8 @@ pub fn whole(secret: Value) -> Value {
 }
 
 /// Some of them: one name of a field at most.
-pub fn change(secret: Value) -> Value {
-    let mut settings = settings(secret);
+pub fn change() -> Value {
+    let mut settings = settings(no_secret(), schemas::uid());
     let mut pairs = Vec::new();
     for names in [TARGET_URL, EVENT_TYPES] {
         for (index, one) in names.iter().enumerate() {
@@ -58,13 +66,13 @@ pub fn secret() -> Value {
 }
 
 /// None that is told: what signs is changed by another operation.
-pub fn no_secret() -> Value {
+fn no_secret() -> Value {
     told(json!({"type": "null"}), "Is changed by `POST /subscriptions/{id}/rotate-secret`")
 }
 
 /// In the order of the code.
-fn settings(secret: Value) -> Value {
-    object(FIELDS, &[], [which_and_where(), how(secret), beside()].concat())
+fn settings(secret: Value, uid: Value) -> Value {
+    object(FIELDS, &[], [which_and_where(), how(secret), beside(uid)].concat())
 }
 
 fn which_and_where() -> Vec<Member> {
@@ -143,7 +151,7 @@ fn how(secret: Value) -> Vec<Member> {
     ]
 }
 
-fn beside() -> Vec<Member> {
+fn beside(uid: Value) -> Vec<Member> {
     let not_yet = |name: &'static str| {
         assert!(NOT_YET.contains(&name), "{name}");
         (name, told(json!({"type": "null"}), "Not supported yet"))
@@ -178,7 +186,7 @@ fn beside() -> Vec<Member> {
         ),
         ("description", or_null(schemas::text(DESCRIPTION_BYTES_MAX))),
         ("metadata", schemas::metadata()),
-        ("uid", told(or_null(schemas::uid()), "Your own name for it. It cannot be taken away")),
+        ("uid", told(uid, "Your own name for it. It cannot be taken away")),
         not_yet("rate_limit"),
         not_yet("max_in_flight"),
     ]
