@@ -338,3 +338,23 @@ async fn a_deleted_application_accepts_nothing() {
     app.stop().await;
     other.stop().await;
 }
+
+/// Catches: a creation that is sent again, after what it made was deleted, and is answered as if
+/// something of its request did not exist; a batch whose own key is none.
+#[tokio::test]
+async fn a_creation_that_is_sent_again_after_the_deletion_is_a_conflict() {
+    let app = TestApp::start().await;
+    let body = json!({"target_url": "http://127.0.0.1:9/", "event_types": "a"});
+    for (path, body) in [("/applications", json!({"uid": "gone"})), ("/subscriptions", body)] {
+        let (status, made) = once(&app, path, "k", &body).await;
+        assert_eq!(status, 201, "{made}");
+        let one = format!("{path}/{}", made["id"].as_str().unwrap());
+        assert_eq!(app.call("DELETE", &one, None, None).await.0, 204);
+        let (status, problem) = once(&app, path, "k", &body).await;
+        assert_eq!((status, &problem["type"]), (409, &json!("/problems/conflict")), "{problem}");
+    }
+    let batch = json!({"events": [{"payload": 1, "type": "a"}]});
+    let (status, problem) = once(&app, "/events/batch", "", &batch).await;
+    assert_eq!((status, &problem["header"]), (422, &json!("Idempotency-Key")), "{problem}");
+    app.stop().await;
+}

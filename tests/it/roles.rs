@@ -18,7 +18,8 @@ const ROLES: [(&str, &[&str]); 4] = [
     ("viewer", &["read"]),
 ];
 /// What operations ask for, where it is not `read` of what reads and `manage` of what changes.
-const ASKED: [(&str, &str); 10] = [
+const ASKED: [(&str, &str); 11] = [
+    ("ingest", "publish"),
     ("createEvent", "publish"),
     ("createEvents", "publish"),
     ("createApplication", "administer"),
@@ -46,6 +47,8 @@ struct Case {
     /// Where the body names an application: pointers.
     in_body: Vec<String>,
     permission: String,
+    /// The statuses that are told.
+    statuses: Vec<String>,
 }
 
 fn resolved<'a>(document: &'a Value, part: &'a Value) -> &'a Value {
@@ -98,6 +101,7 @@ fn cases(document: &Value) -> (Vec<Case>, Vec<String>) {
                 body: None,
                 in_body: Vec::new(),
                 permission: permission.to_owned(),
+                statuses: operation["responses"].as_object().unwrap().keys().cloned().collect(),
             };
             for parameter in operation["parameters"].as_array().into_iter().flatten() {
                 let parameter = resolved(document, parameter);
@@ -216,7 +220,12 @@ async fn send(
         let (parent, name) = pointer.rsplit_once('/').unwrap();
         body.as_mut().unwrap().pointer_mut(parent).unwrap()[name] = json!(value);
     }
-    app.call(&case.method, &path, key, body.as_ref()).await
+    let (status, answer) = app.call(&case.method, &path, key, body.as_ref()).await;
+    assert!(
+        case.statuses.contains(&status.to_string()),
+        "{case:?} says nothing of {status}: {answer}"
+    );
+    (status, answer)
 }
 
 async fn service() -> (TestApp, Vec<Case>, Vec<String>) {
