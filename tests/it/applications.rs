@@ -346,11 +346,11 @@ async fn a_creation_that_is_sent_again_after_the_deletion_is_a_conflict() {
     let app = TestApp::start().await;
     let body = json!({"target_url": "http://127.0.0.1:9/", "event_types": "a"});
     for (path, body) in [("/applications", json!({"uid": "gone"})), ("/subscriptions", body)] {
-        let (status, made) = once(&app, path, "k", &body).await;
+        let (status, made) = once(&app, path, path, &body).await;
         assert_eq!(status, 201, "{made}");
         let one = format!("{path}/{}", made["id"].as_str().unwrap());
         assert_eq!(app.call("DELETE", &one, None, None).await.0, 204);
-        let (status, problem) = once(&app, path, "k", &body).await;
+        let (status, problem) = once(&app, path, path, &body).await;
         assert_eq!((status, &problem["type"]), (409, &json!("/problems/conflict")), "{problem}");
     }
     let batch = json!({"events": [{"payload": 1, "type": "a"}]});
