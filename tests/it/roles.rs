@@ -317,6 +317,10 @@ async fn all_of(
             let (status, mut answer) = send(app, &case, Some(key), things, None).await;
             assert!(status == 200 || case.path.ends_with("/load"), "{case:?}: {answer}");
             let Some(page) = answer["data"].as_array_mut() else {
+                // Figures up to now, of what waits since then.
+                for moving in ["since", "queue_age_seconds"] {
+                    answer.as_object_mut().unwrap().remove(moving);
+                }
                 items.push(answer);
                 break;
             };
