@@ -358,3 +358,36 @@ async fn a_creation_that_is_sent_again_after_the_deletion_is_a_conflict() {
     assert_eq!((status, &problem["header"]), (422, &json!("Idempotency-Key")), "{problem}");
     app.stop().await;
 }
+
+/// Catches: a subscription that is made in another application than its body says, or in one that is
+/// not the caller's; two names that differ.
+#[tokio::test]
+async fn the_body_of_a_subscription_may_name_its_application() {
+    let app = TestApp::with(&WITH_KEYS).await;
+    let (id, key) = tenant(&app, "acme", "manager").await;
+    tenant(&app, "rival", "manager").await;
+    let body = |application: &str| json!({"target_url": "http://127.0.0.1:9/", "event_types": "a", "application": application});
+    for (key, path, named, status) in [
+        (ADMIN_KEY, "/subscriptions", "acme", 201),
+        (ADMIN_KEY, "/subscriptions?application=acme", id.as_str(), 201),
+        (ADMIN_KEY, "/subscriptions?application=rival", "acme", 422),
+        (ADMIN_KEY, "/subscriptions", "nobody", 404),
+        (&key, "/subscriptions", "acme", 201),
+        (&key, "/subscriptions", "rival", 404),
+        (&key, "/subscriptions", "default", 404),
+    ] {
+        let (answered, answer) = app.call("POST", path, Some(key), Some(&body(named))).await;
+        assert_eq!(answered, status, "{path} {named}: {answer}");
+        if status == 201 {
+            assert_eq!(answer["application_id"], id.as_str());
+            let path = format!("/subscriptions/{}", answer["id"].as_str().unwrap());
+            let (status, problem) = app.call("PATCH", &path, Some(key), Some(&body("acme"))).await;
+            assert_eq!(status, 422, "{problem}");
+        } else {
+            assert_eq!(answer["pointer"], "/application", "{answer}");
+        }
+    }
+    let (_, list) = app.call("GET", "/subscriptions", Some(&key), None).await;
+    assert_eq!(list["data"].as_array().unwrap().len(), 3);
+    app.stop().await;
+}

@@ -161,6 +161,10 @@ pub async fn create(
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
+    let application = match given.application()? {
+        Some(named) => of_body(&state, caller, &uri, application, &named).await?,
+        None => application,
+    };
     let id = SubscriptionId::new(state.clock.unix_ms(), rand::random());
     let (uid, settings) = (given.uid()?, stamped(given.settings(id)?, None, state.clock.now()));
     let secret = secret_for(&settings, given.secret()?)?;
@@ -184,6 +188,23 @@ pub async fn create(
     let row = state.store.subscription(application, &SubscriptionName::Id(id)).await?;
     let row = row.ok_or(ApiError::MADE_AND_DELETED)?;
     Ok((StatusCode::CREATED, Json(shown(&state, application, row, secret)?)))
+}
+
+/// The application that a body names; where the query does so too, they must agree.
+async fn of_body(
+    state: &ApiState,
+    caller: Caller,
+    uri: &Uri,
+    of_query: ApplicationId,
+    named: &str,
+) -> Result<ApplicationId, Problem> {
+    let of_body = caller.application(state, Some(named)).await;
+    let of_body = of_body.map_err(|error| error.at(Place::Pointer("/application".to_owned())))?;
+    let is_in_query = Parameters::of(uri, extract::OF_APPLICATION)?.text("application").is_some();
+    if is_in_query && of_query != of_body {
+        return Err(fault("application", "is another one than that of the query"));
+    }
+    Ok(of_body)
 }
 
 /// Lists the subscriptions of an application, newest first.
@@ -266,6 +287,9 @@ async fn change(
     let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
     if given.secret()?.is_some() {
         return Err(fault("secret", "is changed by POST …/rotate-secret, with an overlap"));
+    }
+    if given.application()?.is_some() {
+        return Err(fault("application", "is told when a subscription is made, and stays"));
     }
     let uid = given.new_uid()?;
     let change = |id, before| settings(&given, id, before);

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The fields of a subscription, as callers send it: ours, and the names that other systems use.
-pub const FIELDS: &[&str; 23] = &[
+pub const FIELDS: &[&str; 24] = &[
     "target_url",
     "url",
     "event_types",
@@ -44,6 +44,7 @@ pub const FIELDS: &[&str; 23] = &[
     "description",
     "metadata",
     "uid",
+    "application",
     "rate_limit",
     "max_in_flight",
 ];
@@ -102,6 +103,11 @@ impl<'a> Given<'a> {
     pub fn uid(&self) -> Result<Option<Uid>, Problem> {
         let text = self.members.string("uid")?;
         text.map(|text| Uid::parse(&text)).transpose().map_err(|error| fault("uid", error))
+    }
+
+    /// How the application is named, if it is.
+    pub fn application(&self) -> Result<Option<String>, Problem> {
+        self.members.string("application")
     }
 
     /// The secret that signs, if the caller brings one.

@@ -25,12 +25,16 @@ type Member = (&'static str, Value);
 /// All of them, of a new subscription: one of the names of a field that is required must be there.
 pub fn new() -> Value {
     let secret = told(secret(), "What signs; by default one is made, and shown in the answer");
-    whole(settings(secret, or_null(schemas::uid())))
+    let application = told(
+        or_null(json!({"type": "string"})),
+        "The application, by its id or its uid; the same as the parameter of the query",
+    );
+    whole(settings(secret, or_null(schemas::uid()), application))
 }
 
 /// All of them, of one that is replaced.
 pub fn replacement() -> Value {
-    whole(settings(no_secret(), schemas::uid()))
+    whole(settings(no_secret(), schemas::uid(), no_application()))
 }
 
 fn whole(mut settings: Value) -> Value {
@@ -44,7 +48,7 @@ fn whole(mut settings: Value) -> Value {
 
 /// Some of them: one name of a field at most.
 pub fn change() -> Value {
-    let mut settings = settings(no_secret(), schemas::uid());
+    let mut settings = settings(no_secret(), schemas::uid(), no_application());
     let mut pairs = Vec::new();
     for names in [TARGET_URL, EVENT_TYPES] {
         for (index, one) in names.iter().enumerate() {
@@ -70,9 +74,13 @@ fn no_secret() -> Value {
     told(json!({"type": "null"}), "Is changed by `POST /subscriptions/{id}/rotate-secret`")
 }
 
+fn no_application() -> Value {
+    told(json!({"type": "null"}), "Is told when a subscription is made, and stays")
+}
+
 /// In the order of the code.
-fn settings(secret: Value, uid: Value) -> Value {
-    object(FIELDS, &[], [which_and_where(), how(secret), beside(uid)].concat())
+fn settings(secret: Value, uid: Value, application: Value) -> Value {
+    object(FIELDS, &[], [which_and_where(), how(secret), beside(uid, application)].concat())
 }
 
 fn which_and_where() -> Vec<Member> {
@@ -151,7 +159,7 @@ fn how(secret: Value) -> Vec<Member> {
     ]
 }
 
-fn beside(uid: Value) -> Vec<Member> {
+fn beside(uid: Value, application: Value) -> Vec<Member> {
     let not_yet = |name: &'static str| {
         assert!(NOT_YET.contains(&name), "{name}");
         (name, told(json!({"type": "null"}), "Not supported yet"))
@@ -187,6 +195,7 @@ fn beside(uid: Value) -> Vec<Member> {
         ("description", or_null(schemas::text(DESCRIPTION_BYTES_MAX))),
         ("metadata", schemas::metadata()),
         ("uid", told(uid, "Your own name for it. It cannot be taken away")),
+        ("application", application),
         not_yet("rate_limit"),
         not_yet("max_in_flight"),
     ]
