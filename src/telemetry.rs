@@ -20,6 +20,7 @@ const EVENTS: &str = "dispatcher_events_total";
 const BORN_CLAIMED: &str = "dispatcher_deliveries_born_claimed_total";
 const LEFT_IN_QUEUE: &str = "dispatcher_deliveries_left_in_queue_total";
 const CLAIMED: &str = "dispatcher_deliveries_claimed_total";
+const REPLAYED: &str = "dispatcher_deliveries_replayed_total";
 const ATTEMPTS: &str = "dispatcher_attempts_total";
 const ATTEMPT_SECONDS: &str = "dispatcher_attempt_seconds";
 const CONCLUDED: &str = "dispatcher_deliveries_concluded_total";
@@ -79,6 +80,8 @@ struct Metrics {
     born_claimed: Counter,
     left_in_queue: Counter,
     claimed: Counter,
+    replayed: Counter,
+    routed_again: Counter,
     delivered: Counter,
     /// By class, in the order of [`ErrorClass::ALL`].
     failed: [Counter; ErrorClass::ALL.len()],
@@ -103,6 +106,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe_counter!(BORN_CLAIMED, "Deliveries sent straight from memory");
     describe_counter!(LEFT_IN_QUEUE, "New deliveries left for a claim");
     describe_counter!(CLAIMED, "Deliveries claimed from the queue");
+    describe_counter!(
+        REPLAYED,
+        "Deliveries queued by replays, of what had ended or of events that were unrouted"
+    );
     describe_counter!(ATTEMPTS, "Attempts by outcome: delivered, or a class of error");
     describe_histogram!(ATTEMPT_SECONDS, "Time of one exchange");
     describe_counter!(CONCLUDED, "Attempts by what followed: delivered, dead, cancelled or retry");
@@ -120,6 +127,8 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         born_claimed: counter!(BORN_CLAIMED),
         left_in_queue: counter!(LEFT_IN_QUEUE),
         claimed: counter!(CLAIMED),
+        replayed: counter!(REPLAYED, "of" => "ended"),
+        routed_again: counter!(REPLAYED, "of" => "unrouted"),
         delivered: counter!(ATTEMPTS, "outcome" => "delivered"),
         failed: ErrorClass::ALL.map(|class| counter!(ATTEMPTS, "outcome" => class.as_str())),
         attempt_seconds: histogram!(ATTEMPT_SECONDS),
@@ -173,6 +182,16 @@ pub fn left_in_queue(count: usize) {
 /// Deliveries were claimed.
 pub fn claimed(count: usize) {
     METRICS.claimed.increment(count as u64);
+}
+
+/// A replay queued deliveries that had ended.
+pub fn replayed(count: u64) {
+    METRICS.replayed.increment(count);
+}
+
+/// A replay made deliveries of events that had reached nobody.
+pub fn routed_again(count: u64) {
+    METRICS.routed_again.increment(count);
 }
 
 /// An exchange ended.

@@ -35,13 +35,14 @@ impl fmt::Display for IdError {
 impl std::error::Error for IdError {}
 
 /// What ids there are: what each begins with, and what it names.
-const KINDS: [(&str, &str); 6] = [
+const KINDS: [(&str, &str); 7] = [
     (ApplicationId::PREFIX, "an application"),
     (EventId::PREFIX, "an event"),
     (DeliveryId::PREFIX, "a delivery"),
     (AttemptId::PREFIX, "an attempt"),
     (SubscriptionId::PREFIX, "a subscription"),
     (LaneId::PREFIX, "a lane"),
+    (ReplayId::PREFIX, "a replay"),
 ];
 
 macro_rules! id {
@@ -122,6 +123,11 @@ id!(
     /// What lets a caller in.
     ApiKeyId,
     "key_"
+);
+id!(
+    /// A job that sends again.
+    ReplayId,
+    "rpl_"
 );
 id!(
     /// A secret that signs.
@@ -211,6 +217,13 @@ impl SubscriptionId {
     /// The lane of a subscription: its own.
     pub fn lane(self) -> LaneId {
         LaneId(self.0)
+    }
+}
+
+impl ReplayId {
+    /// The id of a replay made at `unix_ms` (milliseconds, the database's clock).
+    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+        Self(v7(unix_ms, random))
     }
 }
 

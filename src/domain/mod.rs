@@ -24,6 +24,7 @@ pub mod ids;
 pub mod json;
 pub mod outcome;
 pub mod pacing;
+pub mod replay;
 pub mod retry;
 pub mod routing;
 pub mod schema;
@@ -41,7 +42,8 @@ pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use filter::{EventDocument, Filter};
 pub use ids::{
-    ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, LaneId, SigningKeyId, SubscriptionId,
+    ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, LaneId, ReplayId, SigningKeyId,
+    SubscriptionId,
 };
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};

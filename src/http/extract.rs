@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ApiKeyId, ApplicationId, DeliveryId, EventId, EventType, IdempotencyKey, SubscriptionId,
-        Uid,
+        ApiKeyId, ApplicationId, DeliveryId, EventId, EventType, IdempotencyKey, ReplayId,
+        SubscriptionId, Uid,
     },
     store::{idempotency::Reservation, subscriptions::SubscriptionName},
 };
@@ -99,6 +99,19 @@ impl<S: Send + Sync> FromRequestParts<S> for DeliveryPath {
         let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
         let id = path.map_or_else(|_| String::new(), |Path(id)| id);
         id.parse().map(Self).map_err(|error| ApiError::DeliveryNotFound(Some(error)))
+    }
+}
+
+/// The replay that a path names.
+pub struct ReplayPath(pub ReplayId);
+
+impl<S: Send + Sync> FromRequestParts<S> for ReplayPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        let id = path.map_or_else(|_| String::new(), |Path(id)| id);
+        id.parse().map(Self).map_err(|error| ApiError::ReplayNotFound(Some(error)))
     }
 }
 
@@ -227,6 +240,8 @@ pub enum Cursor {
     Deliveries = b'd' as isize,
     /// `GET /events/{id}/explain`.
     Explanation = b'x' as isize,
+    /// `GET /replays`.
+    Replays = b'r' as isize,
     /// `GET /event-types`, by name.
     EventTypes = b't' as isize,
 }

@@ -18,6 +18,7 @@ mod json;
 mod names;
 mod openapi;
 mod problem;
+mod replays;
 mod routes;
 pub mod server;
 mod statistics;

@@ -80,6 +80,9 @@ pub enum ApiError {
     /// No such delivery, or not this caller's.
     #[error("there is no such delivery{}", because(.0.as_ref()))]
     DeliveryNotFound(Option<IdError>),
+    /// No such replay, or not this caller's.
+    #[error("there is no such replay{}", because(.0.as_ref()))]
+    ReplayNotFound(Option<IdError>),
     /// No such application, or not this caller's.
     #[error("there is no such application{}", because(.0.as_ref()))]
     ApplicationNotFound(Option<IdError>),
@@ -207,6 +210,9 @@ impl ApiError {
             }
             Self::DeliveryNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/delivery-not-found", "Delivery not found")
+            }
+            Self::ReplayNotFound(_) => {
+                (StatusCode::NOT_FOUND, "/problems/replay-not-found", "Replay not found")
             }
             Self::ApplicationNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/application-not-found", "Application not found")

@@ -16,6 +16,7 @@ mod maintenance;
 mod parking;
 mod plan;
 mod recorder;
+mod replays;
 mod statistics;
 mod wakeups;
 
@@ -117,7 +118,7 @@ struct Shared {
 /// The sending half of the service. Made on the runtime that it is to work on.
 pub struct Worker {
     shared: Arc<Shared>,
-    /// Claimer, starter, wake-ups, maintenance, parking: all that ends at `stop`.
+    /// Claimer, starter, wake-ups, maintenance, parking, replays: all that ends at `stop`.
     loops: TaskTracker,
     /// Ends last, since it is what keeps our claims ours.
     heartbeat: JoinHandle<()>,
@@ -169,6 +170,7 @@ impl Worker {
         loops.spawn(watched("maintenance", maintenance::run(shared.clone()), stop, failed));
         loops.spawn(watched("statistics", statistics::run(shared.clone()), stop, failed));
         loops.spawn(watched("parking", parking::run(shared.clone()), stop, failed));
+        loops.spawn(watched("replays", replays::run(shared.clone()), stop, failed));
         loops.spawn(watched("listener", wakeups::listen(shared.clone()), stop, failed));
         loops.spawn(watched("notifier", tell_other_workers(shared.clone()), stop, failed));
         loops.close();

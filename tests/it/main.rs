@@ -24,6 +24,7 @@ mod pool;
 mod process;
 mod queue;
 mod receivers_on_request;
+mod replays;
 mod roles;
 mod routing;
 mod sealing;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::operation::{In, Parameter};
 use crate::{
     domain::{
-        ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, SubscriptionId,
+        ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, ReplayId, SubscriptionId,
         event::{EVENT_TYPE_BYTES_MAX, METADATA_BYTES_MAX, OPERATOR_TYPES, SUBJECT_BYTES_MAX},
         event_types::PATTERN_BYTES_MAX,
         target::URL_BYTES_MAX,
@@ -198,12 +198,12 @@ macro_rules! ids {
     };
 }
 
-ids!(ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, SubscriptionId);
+ids!(ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, ReplayId, SubscriptionId);
 
 /// Parameters that many operations take.
 pub mod parameters {
     use super::{In, LIMIT_DEFAULT, LIMIT_MAX, Parameter, Value, event_type, id, json, uid};
-    use crate::domain::{ApiKeyId, ApplicationId, DeliveryId, EventId, SubscriptionId};
+    use crate::domain::{ApiKeyId, ApplicationId, DeliveryId, EventId, ReplayId, SubscriptionId};
 
     /// Checks that the query's parameters are those that the code reads, in its order.
     pub fn query<const N: usize>(names: &[&str; N], parameters: [Parameter; N]) -> [Parameter; N] {
@@ -229,6 +229,7 @@ pub mod parameters {
             "event_type" => "The name of an event type",
             "api_key" => "An API key, by its id",
             "delivery" => "A delivery, by its id",
+            "replay" => "A replay, by its id",
             _ => "An event, by its id",
         };
         Parameter { place: In::Path, name, names: Some(names), description, schema }
@@ -254,6 +255,11 @@ pub mod parameters {
         of_path("id", "delivery", id(DeliveryId::PREFIX))
     }
 
+    /// A replay, in the path.
+    pub fn replay_path() -> Parameter {
+        of_path("id", "replay", id(ReplayId::PREFIX))
+    }
+
     /// A subscription, in the path.
     pub fn subscription_path() -> Parameter {
         of_path("id", "subscription", by_id_or_uid(SubscriptionId::PREFIX))
@@ -264,7 +270,8 @@ pub mod parameters {
         of_path("name", "event_type", event_type())
     }
 
-    fn by_id_or_uid(prefix: &str) -> Value {
+    /// What an id or a uid is named by.
+    pub fn by_id_or_uid(prefix: &str) -> Value {
         json!({"anyOf": [id(prefix), uid()]})
     }
 

@@ -7,6 +7,7 @@ mod deliveries;
 mod event_types;
 mod events;
 mod ingest;
+mod replays;
 mod service;
 mod statistics;
 mod subscriptions;
@@ -32,6 +33,7 @@ pub fn of_the_api() -> Vec<Operation> {
         events::operations(),
         deliveries,
         vec![deliveries::status(), ingest::create()],
+        replays::operations(),
         subscriptions,
         event_types,
         applications::operations(),
@@ -54,6 +56,8 @@ mod examples {
     pub const EVENT: &str = "evt_0192d4e012347abc8def0123456789ab";
     /// A delivery's id.
     pub const DELIVERY: &str = "dlv_0192d4e012347abc8def012345600001";
+    /// A replay's id.
+    pub const REPLAY: &str = "rpl_0192d4e012347abc8def0123456789ab";
     /// A subscription's id.
     pub const SUBSCRIPTION: &str = "sub_0192d4e012347abc8def0123456789ab";
     /// When it happened.
