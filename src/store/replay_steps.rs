@@ -211,16 +211,13 @@ fn push_scanned(
                     target_url, state, reason, attempt_count, last_status, ended_at
              from delivery where ",
     );
-    match filter.subscription {
+    if let Some(subscription) = filter.subscription {
         // Nothing of the application here, or the planner may walk through all that it has.
-        Some(subscription) => {
-            query.push("subscription_id = ").push_bind(subscription.uuid());
-        }
-        None => {
-            query.push("application_id = ").push_bind(application.uuid());
-            if filter.is_of_undelivered() {
-                query.push(" and state <> 'delivered'");
-            }
+        query.push("subscription_id = ").push_bind(subscription.uuid());
+    } else {
+        query.push("application_id = ").push_bind(application.uuid());
+        if filter.is_of_undelivered() {
+            query.push(" and state <> 'delivered'");
         }
     }
     query.push(" and delivery_id > ").push_bind(after);

@@ -62,19 +62,21 @@ async fn forgetting(shared: &Shared) {
     }
 }
 
-/// Tells whether there are any.
+/// Tells whether the next look should be soon.
 async fn look(shared: &Shared) -> Result<bool, StoreError> {
     let running = shared.store.running_replays(REPLAYS_PER_LOOK).await?;
+    let mut is_busy = !running.is_empty();
     for &(id, _) in running.iter().filter(|(_, is_due)| *is_due) {
-        // One that the database refuses must not hold up the others.
+        // One that the database refuses must not hold up the others, nor be tried without a pause.
         match steps(shared, id).await {
             Err(error) if !error.is_outage() => {
-                tracing::error!(%error, replay = %id, "a step failed")
+                tracing::error!(%error, replay = %id, "a step of a replay failed");
+                is_busy = false;
             }
             done => done?,
         }
     }
-    Ok(!running.is_empty())
+    Ok(is_busy)
 }
 
 async fn steps(shared: &Shared, id: ReplayId) -> Result<(), StoreError> {
