@@ -239,15 +239,18 @@ fn push_scanned(
 ) {
     query.push(
         "scanned as materialized (
-             select event_id, type, delivery_count, created_at from event where application_id = ",
+             select event_id, type, route, delivery_count, created_at from event
+             where application_id = ",
     );
     query.push_bind(application.uuid()).push(" and event_id > ").push_bind(after);
     query.push(" and event_id < ").push_bind(until);
     query.push(" order by event_id limit ").push_bind(rows_max).push(")");
 }
 
-/// Of an event only its type and its id tell whether it is meant.
+/// Of an event only its type and its id tell whether it is meant; one that was for a target, or for one
+/// subscription, was never for those that ask for its type.
 fn push_filters(query: &mut QueryBuilder<Postgres>, filter: &ReplayFilter) {
+    query.push(" and route is null");
     if let Some(event_type) = &filter.event_type {
         query.push(" and coalesce(type = ").push_bind(event_type.clone()).push(", false)");
     }

@@ -160,6 +160,21 @@ impl Things {
         let path = format!("/events/{}{of}", id(&event));
         let shown = app.call("GET", &path, Some(ADMIN_KEY), None).await.1;
         let delivery = shown["deliveries"][0]["id"].as_str().unwrap_or_else(|| panic!("{shown}"));
+        // One at a time, as there may be few; and one that does not end of itself.
+        let over = "update replay set state = 'cancelled', ended_at = now()
+                    where ended_at is null and application_id = $1";
+        sqlx::query(over)
+            .bind(application.parse::<webhook_dispatcher::domain::ApplicationId>().unwrap().uuid())
+            .execute(app.store.pool())
+            .await
+            .unwrap();
+        let body = json!({"filter": {"event_type": "nobody.cares"}});
+        let replay = call(format!("/replays{of}"), body).await;
+        sqlx::query("update replay set state = 'paused', ended_at = null where replay_id = $1")
+            .bind(id(&replay).parse::<webhook_dispatcher::domain::ReplayId>().unwrap().uuid())
+            .execute(app.store.pool())
+            .await
+            .unwrap();
         let body = json!({"role": "viewer", "name": format!("of {uid}")});
         let key = call(format!("/applications/{application}/api-keys"), body).await;
         let event_type = format!("{uid}.type-{nonce}");
@@ -172,6 +187,7 @@ impl Things {
             ("api_key", id(&key)),
             ("event_type", event_type),
             ("delivery", delivery.to_owned()),
+            ("replay", id(&replay)),
         ]))
     }
 
@@ -185,6 +201,7 @@ impl Things {
             ("api_key", id("key")),
             ("event_type", "nobody.knows".to_owned()),
             ("delivery", id("dlv")),
+            ("replay", id("rpl")),
         ]))
     }
 }

@@ -49,7 +49,18 @@ fn count() -> Value {
     })
 }
 
+/// With events that reached nobody nothing can stand that they have not.
 fn settings() -> Value {
+    let mut settings = members();
+    let told = replays::OF_DELIVERIES_ALONE.map(|name| json!({"required": [name]}));
+    settings["not"] = json!({
+        "properties": {"include_unrouted": {"const": true}, "filter": {"anyOf": told}},
+        "required": ["include_unrouted", "filter"],
+    });
+    settings
+}
+
+fn members() -> Value {
     let rate = json!({
         "type": "integer", "minimum": 1, "maximum": PER_SECOND_MAX, "default": PER_SECOND_DEFAULT,
     });
@@ -110,7 +121,7 @@ fn filter() -> Value {
                 ),
             ),
             ("created_after", told(take::time(), "Of events accepted then, or later")),
-            ("created_before", told(take::time(), "Of events accepted before; must be later")),
+            ("created_before", told(take::time(), "Of events accepted before")),
         ],
     );
     filter["minProperties"] = json!(1);
