@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 
 use super::{
-    Shared, give_back,
+    Shared, disable, give_back,
     plan::{Plan, Way, plan},
 };
 use crate::{
@@ -96,7 +96,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
     // make every request larger.
     let rest = Box::pin(async {
         if let Some((application, subscription)) = gone {
-            disable(&shared, application, &subscription).await;
+            disable_gone(&shared, application, &subscription).await;
         }
         if !returned.is_empty() {
             return_queued(&shared, lane, returned, verdict).await;
@@ -110,20 +110,12 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
 
 /// Disables a subscription whose receiver says that it is gone. If the database is away for long, the
 /// next such answer does it.
-async fn disable(shared: &Shared, application: ApplicationId, subscription: &Subscription) {
-    let (id, revision, because) = (subscription.id, subscription.revision, DisabledBecause::Gone);
+async fn disable_gone(shared: &Shared, application: ApplicationId, subscription: &Subscription) {
     for _ in 0..DISABLE_TRIES {
-        match shared.store.disable_subscription(application, id, revision, because).await {
-            Ok(is_disabled) => {
-                if is_disabled {
-                    tracing::warn!(subscription = %id, "disabled: its receiver answered {GONE}");
-                    // What waits in memory for it is parked rather than sent.
-                    shared.routes.forget([application]);
-                }
-                return;
-            }
+        match disable(shared, application, subscription, DisabledBecause::Gone).await {
+            Ok(()) => return,
             Err(error) => {
-                tracing::warn!(%error, subscription = %id, "not disabled yet");
+                tracing::warn!(%error, subscription = %subscription.id, "not disabled yet");
                 tokio::time::sleep(super::OUTAGE_PAUSE).await;
             }
         }

@@ -41,7 +41,10 @@ use self::statistics::Statistics;
 use crate::{
     clock::Clock,
     delivery::Client,
-    domain::{DeliveryId, RetryPolicy, signature::SigningKeys},
+    domain::{
+        ApplicationId, DeliveryId, RetryPolicy, Subscription, signature::SigningKeys,
+        subscription::DisabledBecause,
+    },
     ingest::{Handover, Routes},
     store::{
         Store, StoreError,
@@ -271,6 +274,23 @@ pub fn watched<W: Future<Output = ()> + Send>(
             failed.cancel();
         }
     }
+}
+
+/// Disables a subscription because of what became of deliveries at the revision that is given; not if
+/// it is at another one by now.
+async fn disable(
+    shared: &Shared,
+    application: ApplicationId,
+    subscription: &Subscription,
+    because: DisabledBecause,
+) -> Result<(), StoreError> {
+    let (id, revision) = (subscription.id, subscription.revision);
+    if shared.store.disable_subscription(application, id, revision, because).await? {
+        tracing::warn!(subscription = %id, because = because.as_str(), "disabled");
+        // What waits in memory for it is parked rather than sent.
+        shared.routes.forget([application]);
+    }
+    Ok(())
 }
 
 async fn give_back(shared: &Shared, claims: &[(DeliveryId, ClaimToken)], when: Release) {

@@ -11,7 +11,7 @@ use std::{
 use chrono::{DateTime, SubsecRound, Timelike, Utc};
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Shared, disable};
 use crate::{
     domain::{
         ApplicationId, DeliveryState, SubscriptionId,
@@ -56,13 +56,12 @@ impl Statistics {
         let minute = minute_of(now);
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for one in batch {
-            let counts = counts_of(one);
             for lane in [one.lane.uuid(), one.application.uuid()] {
                 if entries.len() >= MINUTES_WAITING_MAX && !entries.contains_key(&(lane, minute)) {
                     continue;
                 }
                 let entry = entries.entry((lane, minute)).or_default();
-                entry.counts.merge(counts.clone());
+                count_into(&mut entry.counts, one);
                 if lane == one.lane.uuid() {
                     entry.subscription = one.subscription.map(|id| (one.application, id));
                 }
@@ -114,8 +113,7 @@ fn minute_of(at: DateTime<Utc>) -> DateTime<Utc> {
     at.trunc_subsecs(0).with_second(0).unwrap_or(at)
 }
 
-fn counts_of(one: &Finished) -> Counts {
-    let mut counts = Counts::default();
+fn count_into(counts: &mut Counts, one: &Finished) {
     if let Some(attempt) = &one.attempt {
         let failure = attempt.failure.as_ref().map(|failure| LastFailure {
             at: attempt.started_at,
@@ -125,13 +123,13 @@ fn counts_of(one: &Finished) -> Counts {
         });
         counts.add_attempt(attempt.started_at, attempt.duration, failure);
     }
-    match one.next {
-        Next::End { state: DeliveryState::Delivered, .. } => counts.delivered = 1,
-        Next::End { state: DeliveryState::Cancelled, .. } => counts.cancelled = 1,
-        Next::End { .. } => counts.dead = 1,
-        Next::RetryAfter(_) | Next::Resume | Next::Park => {}
-    }
-    counts
+    let ended = match one.next {
+        Next::End { state: DeliveryState::Delivered, .. } => &mut counts.delivered,
+        Next::End { state: DeliveryState::Cancelled, .. } => &mut counts.cancelled,
+        Next::End { .. } => &mut counts.dead,
+        Next::RetryAfter(_) | Next::Resume | Next::Park => return,
+    };
+    *ended = ended.saturating_add(1);
 }
 
 /// Writes until the end.
@@ -179,14 +177,5 @@ async fn look_after(
     if failing_for.is_none_or(|failing_for| failing_for < patience) {
         return Ok(());
     }
-    let because = DisabledBecause::Failing;
-    let revision = subscription.revision;
-    if shared.store.disable_subscription(application, id, revision, because).await? {
-        tracing::warn!(
-            subscription = %id, failing_for_s = failing_for.map(|it| it.as_secs()),
-            "disabled: all has failed for long"
-        );
-        shared.routes.forget([application]);
-    }
-    Ok(())
+    disable(shared, application, subscription, DisabledBecause::Failing).await
 }
