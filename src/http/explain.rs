@@ -21,7 +21,7 @@ use crate::{
         Permission, SubscriptionId, event::Metadata, subscription::DisabledBecause,
     },
     store::{
-        deliveries::DeliveryRow,
+        deliveries::{DeliveryRow, Which},
         explaining::{PastSubscription, RoutedEvent},
     },
 };
@@ -134,7 +134,7 @@ pub async fn show(
 
     let (mut data, mut next_cursor) = (Vec::new(), None);
     if matches!(event.route.as_deref(), Some("target" | "default")) {
-        let rows = state.store.deliveries_to(application, id, &[]).await?;
+        let rows = state.store.deliveries_of(application, id, Which::ToTargets).await?;
         data.extend(rows.into_iter().map(VerdictBody::of_target));
     } else {
         let rows = state
@@ -144,11 +144,10 @@ pub async fn show(
         let (rows, next) = Cursor::Explanation.page(rows, limit, |row| row.id().uuid());
         next_cursor = next;
         let ids: Vec<_> = rows.iter().map(PastSubscription::id).collect();
-        let mut deliveries = HashMap::new();
-        if !ids.is_empty() {
-            let found = state.store.deliveries_to(application, id, &ids).await?;
-            deliveries.extend(found.into_iter().map(|row| (row.subscription_id(), row)));
-        }
+        let which = Which::ToSubscriptions(&ids);
+        let found = state.store.deliveries_of(application, id, which).await?;
+        let mut deliveries: HashMap<_, _> =
+            found.into_iter().map(|row| (row.subscription_id(), row)).collect();
         let facts = Facts::of(&event);
         data.extend(rows.into_iter().map(|row| {
             let delivery = deliveries.remove(&Some(row.id()));

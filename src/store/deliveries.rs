@@ -168,60 +168,65 @@ impl Store {
         id: DeliveryId,
     ) -> Result<Option<DeliveryDetail>, StoreError> {
         bounded(async {
-            let mut rows = self.deliveries_between(application, id, id).await?;
-            let Some(delivery) = rows.pop() else { return Ok(None) };
+            let mut query = in_any_table(application, (id, id), |_| {});
+            let delivery = query.build_query_as().fetch_optional(&self.pool).await?;
+            let Some(delivery) = delivery else { return Ok(None) };
             let attempts = self.attempts_between(id, id).await?;
             Ok(Some(DeliveryDetail { delivery, attempts }))
         })
         .await
     }
 
-    /// The deliveries of a range of ids, at most [`DELIVERIES_SHOWN_MAX`], oldest first.
-    pub(super) async fn deliveries_between(
-        &self,
-        application: ApplicationId,
-        low: DeliveryId,
-        high: DeliveryId,
-    ) -> Result<Vec<DeliveryRow>, StoreError> {
-        let mut query = QueryBuilder::<Postgres>::new("");
-        for (index, source) in Source::ALL.into_iter().enumerate() {
-            query.push(if index > 0 { " union all " } else { "" }).push(source.select());
-            query.push(" and d.application_id = ").push_bind(application.uuid());
-            query.push(" and d.delivery_id between ").push_bind(low.uuid());
-            query.push(" and ").push_bind(high.uuid());
-        }
-        query.push(" order by delivery_id limit ").push_bind(DELIVERIES_SHOWN_MAX);
-        Ok(query.build_query_as().fetch_all(&self.pool).await?)
-    }
-}
-
-impl Store {
-    /// The deliveries of an event to some subscriptions, at most one for each; or (an empty list)
-    /// those to explicit targets, at most [`DELIVERIES_SHOWN_MAX`].
-    pub(super) async fn deliveries_of(
+    /// Deliveries of an event, at most [`DELIVERIES_SHOWN_MAX`], oldest first.
+    pub async fn deliveries_of(
         &self,
         application: ApplicationId,
         event: EventId,
-        subscriptions: &[SubscriptionId],
+        which: Which<'_>,
     ) -> Result<Vec<DeliveryRow>, StoreError> {
-        let (low, high) = event.delivery_range();
-        let ids: Vec<Uuid> = subscriptions.iter().map(|id| id.uuid()).collect();
-        let rows_max = i64::try_from(ids.len()).unwrap_or(i64::MAX);
-        let mut query = QueryBuilder::<Postgres>::new("");
-        for (index, source) in Source::ALL.into_iter().enumerate() {
-            query.push(if index > 0 { " union all " } else { "" }).push(source.select());
-            query.push(" and d.application_id = ").push_bind(application.uuid());
-            query.push(" and d.delivery_id between ").push_bind(low.uuid());
-            query.push(" and ").push_bind(high.uuid());
-            query.push(" and d.event_id = ").push_bind(event.uuid());
-            if ids.is_empty() {
-                query.push(" and d.subscription_id is null");
-            } else {
-                query.push(" and d.subscription_id = any(").push_bind(ids.clone()).push(")");
-            }
-        }
-        query.push(" order by delivery_id limit ");
-        query.push_bind(if ids.is_empty() { DELIVERIES_SHOWN_MAX } else { rows_max });
-        Ok(query.build_query_as().fetch_all(&self.pool).await?)
+        bounded(async {
+            let mut query = in_any_table(application, event.delivery_range(), |query| {
+                query.push(" and d.event_id = ").push_bind(event.uuid());
+                match which {
+                    Which::All => {}
+                    Which::ToTargets => drop(query.push(" and d.subscription_id is null")),
+                    Which::ToSubscriptions(ids) => {
+                        let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+                        query.push(" and d.subscription_id = any(").push_bind(ids).push(")");
+                    }
+                }
+            });
+            query.push(" order by delivery_id limit ").push_bind(DELIVERIES_SHOWN_MAX);
+            Ok(query.build_query_as().fetch_all(&self.pool).await?)
+        })
+        .await
     }
+}
+
+/// Which deliveries of an event.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// All of them.
+    All,
+    /// Those to explicit targets.
+    ToTargets,
+    /// Those to these subscriptions.
+    ToSubscriptions(&'a [SubscriptionId]),
+}
+
+/// The deliveries of a range of ids that keep to further conditions, in whichever table they are.
+fn in_any_table(
+    application: ApplicationId,
+    (low, high): (DeliveryId, DeliveryId),
+    push_more: impl Fn(&mut QueryBuilder<Postgres>),
+) -> QueryBuilder<Postgres> {
+    let mut query = QueryBuilder::<Postgres>::new("");
+    for (index, source) in Source::ALL.into_iter().enumerate() {
+        query.push(if index > 0 { " union all " } else { "" }).push(source.select());
+        query.push(" and d.application_id = ").push_bind(application.uuid());
+        query.push(" and d.delivery_id between ").push_bind(low.uuid());
+        query.push(" and ").push_bind(high.uuid());
+        push_more(&mut query);
+    }
+    query
 }

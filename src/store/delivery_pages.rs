@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     deliveries::{DeliveryRow, Source, event_type},
-    history::time_bound,
+    history::{SCANNED_COLUMNS, time_bound},
 };
 use crate::domain::{
     ApplicationId, DeliveryId, DeliveryState, ErrorClass, EventId, SubscriptionId,
@@ -166,28 +166,24 @@ impl Store {
             || has_late_filters(filter);
         let events_max = if is_filtered { SCANNED_MAX } else { rows_max };
         let floor: Option<Uuid> = bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("select e.event_id from event e");
+            let mut query = QueryBuilder::<Postgres>::new("select event_id from event");
             push_events(&mut query, application, filter);
-            query.push(" order by e.event_id desc limit 1 offset ").push_bind(events_max - 1);
+            query.push(" order by event_id desc limit 1 offset ").push_bind(events_max - 1);
             Ok(query.build_query_scalar().fetch_optional(&self.pool).await?)
         })
         .await?;
         bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new(
-                "with scanned as (
-                     select e.event_id, (left(e.event_id::text, 31) || '00000')::uuid as low,
-                            (left(e.event_id::text, 31) || 'fffff')::uuid as high
-                     from event e",
-            );
+            let mut query = QueryBuilder::<Postgres>::new("with scanned as (select ");
+            query.push(SCANNED_COLUMNS).push(" from event");
             push_events(&mut query, application, filter);
             if let Some(floor) = floor {
-                query.push(" and e.event_id >= ").push_bind(floor);
+                query.push(" and event_id >= ").push_bind(floor);
             }
             if let Some(event_type) = &filter.event_type {
-                query.push(" and e.type = ").push_bind(event_type.clone());
+                query.push(" and type = ").push_bind(event_type.clone());
             }
             query.push(
-                " order by e.event_id desc)
+                " order by event_id desc)
                  select any_state.* from scanned cross join lateral (select * from (",
             );
             let sources = Source::ALL.into_iter().filter(|source| source.has(filter.state));
@@ -297,18 +293,18 @@ fn push_events(
     application: ApplicationId,
     filter: &DeliveryFilter,
 ) {
-    query.push(" where e.application_id = ").push_bind(application.uuid());
+    query.push(" where application_id = ").push_bind(application.uuid());
     if let Some(event) = filter.event {
-        query.push(" and e.event_id = ").push_bind(event.uuid());
+        query.push(" and event_id = ").push_bind(event.uuid());
     }
     if let Some(older_than) = filter.older_than {
         // Its own event may have others that are older.
-        query.push(" and e.event_id <= ").push_bind(older_than.event_range().1.uuid());
+        query.push(" and event_id <= ").push_bind(older_than.event_range().1.uuid());
     }
     if let Some(from) = filter.created_from {
-        query.push(" and e.event_id >= ").push_bind(time_bound(from));
+        query.push(" and event_id >= ").push_bind(time_bound(from));
     }
     if let Some(until) = filter.created_until {
-        query.push(" and e.event_id < ").push_bind(time_bound(until));
+        query.push(" and event_id < ").push_bind(time_bound(until));
     }
 }

@@ -2,7 +2,10 @@
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded};
+use super::{
+    Store, StoreError, bounded,
+    ending::{from_parked, from_queue, taken_end},
+};
 use crate::domain::SubscriptionId;
 
 /// A subscription for which something may still wait in the queue.
@@ -28,14 +31,7 @@ impl Store {
         subscription: SubscriptionId,
         rows_max: i64,
     ) -> Result<i64, StoreError> {
-        bounded(async {
-            Ok(sqlx::query_scalar(CANCEL_WAITING)
-                .bind(subscription.uuid())
-                .bind(rows_max)
-                .fetch_one(&self.pool)
-                .await?)
-        })
-        .await
+        self.portion_of(CANCEL_WAITING, subscription, rows_max).await
     }
 
     /// Ends up to `rows_max` deliveries that are parked for a subscription as `cancelled`, whether or
@@ -45,8 +41,19 @@ impl Store {
         subscription: SubscriptionId,
         rows_max: i64,
     ) -> Result<i64, StoreError> {
+        self.portion_of(CANCEL_PARKED, subscription, rows_max).await
+    }
+
+    /// Moves up to `rows_max` deliveries of a subscription by a statement of these two parameters, which
+    /// tells how many there were.
+    pub(super) async fn portion_of(
+        &self,
+        statement: &'static str,
+        subscription: SubscriptionId,
+        rows_max: i64,
+    ) -> Result<i64, StoreError> {
         bounded(async {
-            Ok(sqlx::query_scalar(CANCEL_PARKED)
+            Ok(sqlx::query_scalar(statement)
                 .bind(subscription.uuid())
                 .bind(rows_max)
                 .fetch_one(&self.pool)
@@ -89,27 +96,6 @@ impl Store {
     }
 }
 
-/// Ends what was `taken` from the queue or from `delivery_parked` as cancelled; tells how many.
-macro_rules! taken_are_cancelled {
-    () => {
-        "ended as (
-            insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
-                                  event_type, target_url, state, reason, attempt_count, created_at)
-            select delivery_id, event_id, application_id, subscription_id, subscription_id,
-                   (
-                       select type from event e
-                       where e.application_id = taken.application_id
-                         and e.event_id = taken.event_id
-                   ),
-                   target_url, 'cancelled', 'cancelled', attempt_count, created_at
-            from taken
-            -- What had ended before is what it was.
-            where coalesce(run, 'retry') = 'retry'
-        )
-        select count(*) from taken"
-    };
-}
-
 // By the lane, whose claimable rows are one range of the queue's index by due time.
 const CANCEL_WAITING: &str = concat!(
     "with gone as (
@@ -136,18 +122,21 @@ const CANCEL_WAITING: &str = concat!(
     left_queue as (
         delete from delivery_queue q using waiting
         where q.ctid = waiting.place and q.owner is null
-        returning q.delivery_id, q.event_id, q.application_id, q.subscription_id, q.target_url,
-                  q.prior_count + q.attempt_count as attempt_count, q.created_at, q.run
+        ",
+    from_queue!(),
+    "
     ),
     left_parked as (
         delete from delivery_parked p using parked
         where p.ctid = parked.place
-        returning p.delivery_id, p.event_id, p.application_id, p.subscription_id, p.target_url,
-                  p.prior_count + p.attempt_count as attempt_count, p.created_at, null::text as run
+        ",
+    from_parked!(),
+    "
     ),
     taken as (select * from left_queue union all select * from left_parked),
     ",
-    taken_are_cancelled!()
+    taken_end!("cancelled", "cancelled"),
+    " select count(*) from taken"
 );
 
 const CANCEL_PARKED: &str = concat!(
@@ -159,9 +148,11 @@ const CANCEL_PARKED: &str = concat!(
     taken as (
         delete from delivery_parked p using parked
         where p.ctid = parked.place
-        returning p.delivery_id, p.event_id, p.application_id, p.subscription_id, p.target_url,
-                  p.prior_count + p.attempt_count as attempt_count, p.created_at, null::text as run
+        ",
+    from_parked!(),
+    "
     ),
     ",
-    taken_are_cancelled!()
+    taken_end!("cancelled", "cancelled"),
+    " select count(*) from taken"
 );

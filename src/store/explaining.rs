@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, deliveries::DeliveryRow};
+use super::{Store, StoreError, bounded};
 use crate::domain::{ApplicationId, EventId, SubscriptionId};
 
 /// An event as it was routed.
@@ -110,15 +110,5 @@ impl Store {
             .await?)
         })
         .await
-    }
-
-    /// The deliveries of an event to some subscriptions, or (an empty list) to explicit targets.
-    pub async fn deliveries_to(
-        &self,
-        application: ApplicationId,
-        event: EventId,
-        subscriptions: &[SubscriptionId],
-    ) -> Result<Vec<DeliveryRow>, StoreError> {
-        bounded(async { self.deliveries_of(application, event, subscriptions).await }).await
     }
 }

@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, deliveries::DeliveryRow};
+use super::{
+    Store, StoreError, bounded,
+    deliveries::{DeliveryRow, Which},
+};
 use crate::domain::{
     ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, ids,
 };
@@ -187,7 +190,7 @@ const EVENT_SUMMARY: &str = "
 
 /// The columns of `scanned`: an event and the range of its deliveries' ids, which share all but
 /// their last 20 bits (five hexadecimal digits) with its own.
-const SCANNED_COLUMNS: &str = "
+pub(super) const SCANNED_COLUMNS: &str = "
     event.*,
     (left(event_id::text, 31) || '00000')::uuid as low,
     (left(event_id::text, 31) || 'fffff')::uuid as high";
@@ -259,13 +262,13 @@ impl Store {
     ) -> Result<Option<EventDetail>, StoreError> {
         let Some(event) = self.event_row(application, id).await? else { return Ok(None) };
         let (low, high) = id.delivery_range();
+        let deliveries = self.deliveries_of(application, id, Which::All).await?;
         bounded(async {
             let payload =
                 sqlx::query_scalar("select payload from event_payload where event_id = $1")
                     .bind(id.uuid())
                     .fetch_optional(&self.pool)
                     .await?;
-            let deliveries = self.deliveries_between(application, low, high).await?;
             // Deliveries that are not shown must not take the places of these.
             let last_shown = deliveries.last().map_or(high, DeliveryRow::delivery_id);
             let attempts = self.attempts_between(low, last_shown).await?;

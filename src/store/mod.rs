@@ -11,6 +11,7 @@ pub mod deliveries;
 pub mod delivery_pages;
 pub mod dispatchers;
 mod draining;
+mod ending;
 pub mod event_types;
 pub mod events;
 pub mod explaining;

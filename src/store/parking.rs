@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
+    ending::{from_parked, taken_end},
     queue::{Finished, interval},
 };
 use crate::domain::{LaneId, SubscriptionId};
@@ -20,6 +21,25 @@ macro_rules! moved_columns {
     () => {
         "delivery_id, event_id, application_id, subscription_id, target_url, payload_bytes,
          created_at, claim_number, attempt_count, prior_count"
+    };
+}
+
+/// Parks what was `taken` from the queue, and tells how many there were. Of what had ended before, and
+/// was sent again, nothing is left: it is what it was.
+macro_rules! taken_are_parked {
+    () => {
+        concat!(
+            "parked as (
+                insert into delivery_parked (",
+            moved_columns!(),
+            ", due_at)
+                select ",
+            moved_columns!(),
+            ", coalesce(resume_at, due_at)
+                from taken where coalesce(run, 'retry') = 'retry'
+            )
+            select count(*) from taken"
+        )
     };
 }
 
@@ -72,14 +92,7 @@ impl Store {
         subscription: SubscriptionId,
         rows_max: i64,
     ) -> Result<i64, StoreError> {
-        bounded(async {
-            Ok(sqlx::query_scalar(PARK_WAITING)
-                .bind(subscription.uuid())
-                .bind(rows_max)
-                .fetch_one(&self.pool)
-                .await?)
-        })
-        .await
+        self.portion_of(PARK_WAITING, subscription, rows_max).await
     }
 
     /// Lists up to `rows_max` subscriptions after `after` for which something is parked.
@@ -105,14 +118,7 @@ impl Store {
         subscription: SubscriptionId,
         rows_max: i64,
     ) -> Result<i64, StoreError> {
-        bounded(async {
-            Ok(sqlx::query_scalar(UNPARK)
-                .bind(subscription.uuid())
-                .bind(rows_max)
-                .fetch_one(&self.pool)
-                .await?)
-        })
-        .await
+        self.portion_of(UNPARK, subscription, rows_max).await
     }
 
     /// Ends up to `rows_max` parked deliveries that are older than a delivery may be as `expired`;
@@ -142,16 +148,8 @@ const PARK_CLAIMED: &str = concat!(
         where q.ctid = held.place and q.owner = held.owner and q.claim_number = held.number
         returning q.*
     ),
-    parked as (
-        insert into delivery_parked (",
-    moved_columns!(),
-    ", due_at)
-        select ",
-    moved_columns!(),
-    ", coalesce(resume_at, due_at)
-        from taken where coalesce(run, 'retry') = 'retry'
-    )
-    select count(*) from taken"
+    ",
+    taken_are_parked!()
 );
 
 // By the lane, whose claimable rows are one range of the queue's index by due time.
@@ -175,16 +173,8 @@ const PARK_WAITING: &str = concat!(
         where q.ctid = waiting.place and q.owner is null
         returning q.*
     ),
-    parked as (
-        insert into delivery_parked (",
-    moved_columns!(),
-    ", due_at)
-        select ",
-    moved_columns!(),
-    ", coalesce(resume_at, due_at)
-        from taken where coalesce(run, 'retry') = 'retry'
-    )
-    select count(*) from taken"
+    ",
+    taken_are_parked!()
 );
 
 const PARKED_SUBSCRIPTIONS: &str = "
@@ -248,25 +238,19 @@ const UNPARK: &str = concat!(
     select count(*) from taken"
 );
 
-const EXPIRE_PARKED: &str = "
-    with old as (
+const EXPIRE_PARKED: &str = concat!(
+    "with old as (
         select ctid as place from delivery_parked
         where created_at < now() - $1
         order by delivery_id limit $2
         for update skip locked
     ),
     taken as (
-        delete from delivery_parked p using old where p.ctid = old.place returning p.*
+        delete from delivery_parked p using old where p.ctid = old.place ",
+    from_parked!(),
+    "
     ),
-    ended as (
-        insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
-                              event_type, target_url, state, reason, attempt_count, created_at)
-        select t.delivery_id, t.event_id, t.application_id, t.subscription_id, t.subscription_id,
-               (
-                   select type from event e
-                   where e.application_id = t.application_id and e.event_id = t.event_id
-               ),
-               t.target_url, 'dead', 'expired', t.prior_count + t.attempt_count, t.created_at
-        from taken t
-    )
-    select count(*) from taken";
+    ",
+    taken_end!("dead", "expired"),
+    " select count(*) from taken"
+);

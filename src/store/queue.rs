@@ -19,7 +19,11 @@ use uuid::Uuid;
 pub use super::claim::{
     AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
-use super::{Store, StoreError, bounded, dispatchers::DispatcherId};
+use super::{
+    Store, StoreError, bounded,
+    dispatchers::DispatcherId,
+    ending::{from_queue, taken_end},
+};
 use crate::domain::{DeliveryId, EventId, LaneId, pacing::LaneQuota};
 
 /// How many leases may be lost in a row before a delivery is dead.
@@ -279,8 +283,8 @@ const NEXT_DUE: &str = "
         order by q.lane_id, q.due_at limit 1
     ) as head";
 
-const RELEASE_ORPHANS: &str = "
-    with orphan as (
+const RELEASE_ORPHANS: &str = concat!(
+    "with orphan as (
         select q.ctid as place, interruption_count + 1 as interruptions
         from delivery_queue q
         where owner is not null
@@ -295,27 +299,18 @@ const RELEASE_ORPHANS: &str = "
         where q.ctid = orphan.place and orphan.interruptions < $2
         returning q.delivery_id
     ),
-    ended as (
+    taken as (
         delete from delivery_queue q using orphan
         where q.ctid = orphan.place and orphan.interruptions >= $2
-        returning q.*
+        ",
+    from_queue!(),
+    "
     ),
-    kept as (
-        insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
-                              event_type, target_url, state, reason, attempt_count, created_at)
-        select ended.delivery_id, ended.event_id, ended.application_id, ended.lane_id,
-               ended.subscription_id,
-               (
-                   select type from event e
-                   where e.application_id = ended.application_id and e.event_id = ended.event_id
-               ),
-               ended.target_url, 'dead', 'interrupted', ended.prior_count + ended.attempt_count,
-               ended.created_at
-        from ended
-        -- What had ended before is what it was.
-        where coalesce(run, 'retry') = 'retry'
-    )
-    select (select count(*) from released) as released, (select count(*) from ended) as buried";
+    ",
+    taken_end!("dead", "interrupted"),
+    "
+    select (select count(*) from released) as released, (select count(*) from taken) as buried"
+);
 
 /// A duration as Postgres takes it.
 pub(super) fn interval(duration: Duration) -> PgInterval {

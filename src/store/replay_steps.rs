@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    queue::{INTERRUPTIONS_MAX, interval},
+    queue::interval,
     replays::{COLUMNS, ReplayFilter, ReplayRow},
+    runs::{claims_passed_over, last_claim_of},
 };
 use crate::domain::{
     ApplicationId, LaneId, ReplayId,
@@ -187,7 +188,7 @@ fn step_over_ended(replay: &ReplayRow) -> QueryBuilder<Postgres> {
     query.push(" order by delivery_id limit ").push_bind(rows).push("), ");
     query.push(CROWDED.0).push_bind(DUE_IN_LANE_MAX);
     query.push(CROWDED.1).push_bind(DUE_IN_LANE_MAX).push("), ");
-    query.push(TAKEN).push(JUDGED).push(QUEUED).push_bind(i32::from(INTERRUPTIONS_MAX) + 1);
+    query.push(TAKEN).push(JUDGED).push(QUEUED).push_bind(claims_passed_over());
     query.push(SUMMED.0).push_bind(rows).push(SUMMED.1).push_bind(rows);
     query.push(" and scanned < ").push_bind(SCANNED_PER_STEP).push(ADVANCE);
     push_next_step_at(&mut query, replay.per_second(), "step.queued", "step.waits");
@@ -300,7 +301,8 @@ const JUDGED: &str = "
     )";
 
 /// As `REVIVE` does of one (see `runs.rs`); what is in the queue already stays there as it is.
-const QUEUED: &str = ",
+const QUEUED: &str = concat!(
+    ",
     queued as (
         insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
                                     target_url, payload_bytes, run, prior_count, due_at,
@@ -309,9 +311,10 @@ const QUEUED: &str = ",
                j.target_url, j.bytes, 'replay', j.attempt_count,
                now() + (row_number() over (order by j.delivery_id))::float8
                        * interval '1 microsecond',
-               coalesce((
-                   select max(a.claim_number) from attempt a where a.delivery_id = j.delivery_id
-               ), 0) + ";
+               ",
+    last_claim_of!("j.delivery_id"),
+    " + "
+);
 
 const SUMMED: (&str, &str) = (
     "

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
+    ending::{from_parked, from_queue, taken_end},
     queue::{Finished, INTERRUPTIONS_MAX},
     record::{Columns, result_rows},
 };
@@ -74,7 +75,7 @@ impl Store {
             let revived: Option<Uuid> = sqlx::query_scalar(REVIVE)
                 .bind(application.uuid())
                 .bind(id.uuid())
-                .bind(i32::from(INTERRUPTIONS_MAX) + 1)
+                .bind(claims_passed_over())
                 .fetch_optional(&self.pool)
                 .await?;
             if let Some(lane) = revived {
@@ -156,15 +157,32 @@ const HURRY: &str = "
     where application_id = $1 and delivery_id = $2 and owner is null
     returning lane_id";
 
-// A claim's number is that of its attempt. Those of leases that were lost left none, and there may
-// have been `$3` less one of them since the last one that did.
-const REVIVE: &str = "
-    insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
+/// How far the claims of a delivery that is sent again are above its attempts: a claim's number is that
+/// of its attempt, and those of leases that were lost left none.
+pub(super) fn claims_passed_over() -> i32 {
+    i32::from(INTERRUPTIONS_MAX) + 1
+}
+
+/// The number of the last claim of a delivery that left an attempt.
+macro_rules! last_claim_of {
+    ($delivery_id:literal) => {
+        concat!(
+            "coalesce((select max(a.claim_number) from attempt a where a.delivery_id = ",
+            $delivery_id,
+            "), 0)"
+        )
+    };
+}
+pub(super) use last_claim_of;
+
+const REVIVE: &str = concat!(
+    "insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
                                 target_url, payload_bytes, run, claim_number, prior_count)
     select d.delivery_id, d.event_id, d.application_id, d.lane_id, d.subscription_id, d.target_url,
            octet_length(p.payload), 'once',
-           coalesce((select max(claim_number) from attempt a where a.delivery_id = $2), 0) + $3,
-           d.attempt_count
+           ",
+    last_claim_of!("d.delivery_id"),
+    " + $3, d.attempt_count
     from delivery d
     join event_payload p on p.event_id = d.event_id
     where d.application_id = $1 and d.delivery_id = $2
@@ -173,34 +191,26 @@ const REVIVE: &str = "
           where s.subscription_id = d.subscription_id and s.deleted_at is null and r.is_active
       ))
     on conflict (delivery_id) do nothing
-    returning lane_id";
+    returning lane_id"
+);
 
-const CANCEL: &str = "
-    with queued as (
-        delete from delivery_queue
-        where application_id = $1 and delivery_id = $2 and owner is null
-        returning delivery_id, event_id, application_id, lane_id, subscription_id, target_url,
-                  prior_count + attempt_count as attempt_count, created_at, run
+const CANCEL: &str = concat!(
+    "with left_queue as (
+        delete from delivery_queue q
+        where q.application_id = $1 and q.delivery_id = $2 and q.owner is null ",
+    from_queue!(),
+    "
     ),
-    parked as (
-        delete from delivery_parked where application_id = $1 and delivery_id = $2
-        returning delivery_id, event_id, application_id, subscription_id as lane_id,
-                  subscription_id, target_url, prior_count + attempt_count as attempt_count,
-                  created_at, null::text as run
+    left_parked as (
+        delete from delivery_parked p where p.application_id = $1 and p.delivery_id = $2 ",
+    from_parked!(),
+    "
     ),
-    taken as (select * from queued union all select * from parked),
-    ended as (
-        insert into delivery (delivery_id, event_id, application_id, lane_id, subscription_id,
-                              event_type, target_url, state, reason, attempt_count, created_at)
-        select delivery_id, event_id, application_id, lane_id, subscription_id,
-               (
-                   select type from event e
-                   where e.application_id = $1 and e.event_id = taken.event_id
-               ),
-               target_url, 'cancelled', 'cancelled', attempt_count, created_at
-        from taken where coalesce(run, 'retry') = 'retry'
-    )
-    select count(*) from taken";
+    taken as (select * from left_queue union all select * from left_parked),
+    ",
+    taken_end!("cancelled", "cancelled"),
+    " select count(*) from taken"
+);
 
 const STANDING: &str = "
     select q.delivery_id is not null as is_queued,

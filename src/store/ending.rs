@@ -1,0 +1,49 @@
+//! What statements share that take deliveries out of the queue, or out of `delivery_parked`, without a
+//! result: they end, or are parked.
+
+/// What a statement takes out of the queue, under the names that [`taken_end`] knows.
+macro_rules! from_queue {
+    () => {
+        "returning q.delivery_id, q.event_id, q.application_id, q.lane_id, q.subscription_id,
+                   q.target_url, q.prior_count + q.attempt_count as attempt_count, q.created_at,
+                   q.run"
+    };
+}
+
+/// The same out of `delivery_parked`.
+macro_rules! from_parked {
+    () => {
+        "returning p.delivery_id, p.event_id, p.application_id, p.subscription_id as lane_id,
+                   p.subscription_id, p.target_url,
+                   p.prior_count + p.attempt_count as attempt_count, p.created_at,
+                   null::text as run"
+    };
+}
+
+/// Ends what was `taken` in this state and for this reason. What had ended before, and was sent again,
+/// is what it was.
+macro_rules! taken_end {
+    ($state:literal, $reason:literal) => {
+        concat!(
+            "ended as (
+                insert into delivery (delivery_id, event_id, application_id, lane_id,
+                                      subscription_id, event_type, target_url, state, reason,
+                                      attempt_count, created_at)
+                select delivery_id, event_id, application_id, lane_id, subscription_id,
+                       (
+                           select type from event e
+                           where e.application_id = taken.application_id
+                             and e.event_id = taken.event_id
+                       ),
+                       target_url, '",
+            $state,
+            "', '",
+            $reason,
+            "', attempt_count, created_at
+                from taken where coalesce(run, 'retry') = 'retry'
+            )"
+        )
+    };
+}
+
+pub(super) use {from_parked, from_queue, taken_end};
