@@ -193,11 +193,13 @@ async fn page<const N: usize>(
 ) -> Result<Json<Page<DeliveryBody>>, Problem> {
     let filter = DeliveryFilter {
         subscription,
-        state: given.read("state", state_named)?,
+        state: given.read("state", |text| {
+            extract::one_of(&DeliveryState::ALL, DeliveryState::as_str, text)
+        })?,
         event: given.read("event_id", str::parse::<EventId>)?,
         event_type: given.read("event_type", EventType::parse)?.map(|it| it.as_str().to_owned()),
         response_status: given.read("response_status", response_status)?,
-        error_class: given.read("error_class", error_class)?,
+        error_class: given.read("error_class", extract::error_class)?,
         created_from: given.read("created_after", extract::time)?,
         created_until: given.read("created_before", extract::time)?,
         older_than: given
@@ -212,23 +214,9 @@ async fn page<const N: usize>(
     }))
 }
 
-fn state_named(name: &str) -> Result<DeliveryState, String> {
-    DeliveryState::from_name(name).ok_or_else(|| {
-        let names: Vec<_> = DeliveryState::ALL.iter().map(|state| state.as_str()).collect();
-        format!("must be one of {}", names.join(", "))
-    })
-}
-
 fn response_status(text: &str) -> Result<i16, &'static str> {
     let status = text.parse().ok().filter(|status| (100..=999).contains(status));
     status.ok_or("must be an HTTP status")
-}
-
-fn error_class(name: &str) -> Result<ErrorClass, String> {
-    ErrorClass::from_name(name).ok_or_else(|| {
-        let names: Vec<_> = ErrorClass::ALL.iter().map(|class| class.as_str()).collect();
-        format!("must be one of {}", names.join(", "))
-    })
 }
 
 /// Shows a delivery with its attempts.
@@ -238,8 +226,7 @@ pub async fn show(
     DeliveryPath(id): DeliveryPath,
     uri: Uri,
 ) -> Result<Json<DeliveryBody>, Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &given).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Read)?;
     shown(&state, application, id).await.map(Json)
 }
@@ -251,8 +238,7 @@ pub async fn retry(
     DeliveryPath(id): DeliveryPath,
     uri: Uri,
 ) -> Result<(StatusCode, Json<DeliveryBody>), Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &given).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let refused = match state.store.retry_delivery(application, id).await? {
         Retried::Due(lane) => {
@@ -275,8 +261,7 @@ pub async fn cancel(
     DeliveryPath(id): DeliveryPath,
     uri: Uri,
 ) -> Result<Json<DeliveryBody>, Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &given).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let refused = match state.store.cancel_delivery(application, id).await? {
         Cancelled::Done => return shown(&state, application, id).await.map(Json),

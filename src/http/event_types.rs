@@ -191,14 +191,21 @@ pub async fn show(
     let given = Parameters::of(&uri, OF_CATALOGUE)?;
     let row = match shown_catalogue(&state, caller, &given).await? {
         Listed::Of(owner) => state.store.event_type(owner, &name).await?,
-        Listed::SeenBy(application) => {
-            match state.store.event_type(Some(application), &name).await? {
-                None => state.store.event_type(None, &name).await?,
-                own => own,
-            }
-        }
+        Listed::SeenBy(application) => seen_by(&state, application, &name).await?,
     };
     Ok(Json(row.ok_or(ApiError::EventTypeNotFound)?.into()))
+}
+
+/// The type of this name that an application sees: its own, else the instance's.
+pub async fn seen_by(
+    state: &ApiState,
+    application: ApplicationId,
+    name: &EventType,
+) -> Result<Option<EventTypeRow>, ApiError> {
+    Ok(match state.store.event_type(Some(application), name).await? {
+        None => state.store.event_type(None, name).await?,
+        own => own,
+    })
 }
 
 /// Changes a type: what is not given stays, null takes away.

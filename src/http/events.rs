@@ -123,11 +123,17 @@ pub async fn application<const N: usize>(
     named.map_err(|error| error.at(Place::Parameter("application".to_owned())))
 }
 
+/// The application that the query names, where nothing else stands in it.
+pub async fn application_of(
+    state: &ApiState,
+    caller: Caller,
+    uri: &Uri,
+) -> Result<ApplicationId, Problem> {
+    application(state, caller, &Parameters::of(uri, extract::OF_APPLICATION)?).await
+}
+
 fn status(name: &str) -> Result<EventStatus, String> {
-    EventStatus::from_name(name).ok_or_else(|| {
-        let names: Vec<_> = EventStatus::ALL.iter().map(|status| status.as_str()).collect();
-        format!("must be one of {}", names.join(", "))
-    })
+    extract::one_of(&EventStatus::ALL, EventStatus::as_str, name)
 }
 
 /// One event with all that happened to it.
@@ -151,8 +157,7 @@ pub async fn show(
     EventPath(id): EventPath,
     uri: Uri,
 ) -> Result<Json<EventDetailBody>, Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = application(&state, caller, &given).await?;
+    let application = application_of(&state, caller, &uri).await?;
     caller.must(Permission::Read)?;
     let detail = state.store.event_detail(application, id).await?;
     Ok(Json(detail.ok_or(ApiError::EventNotFound(None))?.into()))

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{FromRequestParts, OptionalFromRequestParts, Path},
-    http::{Uri, request::Parts},
+    http::{HeaderMap, Uri, request::Parts},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ApiKeyId, ApplicationId, DeliveryId, EventId, EventType, IdempotencyKey, ReplayId,
-        SubscriptionId, Uid,
+        ApiKeyId, ApplicationId, DeliveryId, ErrorClass, EventId, EventType, IdempotencyKey,
+        ReplayId, SubscriptionId, Uid,
     },
     store::{idempotency::Reservation, subscriptions::SubscriptionName},
 };
@@ -191,18 +191,34 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyHeader {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Problem> {
-        let fault = |detail: &str| {
-            let detail = format!("`{}` {detail}", Self::NAME);
-            ApiError::Invalid(detail).at(Place::Header(Self::NAME))
-        };
-        let mut values = parts.headers.get_all(Self::NAME).iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        if values.next().is_some() {
-            return Err(fault("is given twice"));
-        }
-        let text = value.to_str().map_err(|_| fault("must be printable ASCII"))?;
-        Ok(Some(Self(text.to_owned())))
+        Ok(header(&parts.headers, Self::NAME)?.map(Self))
     }
+}
+
+/// A header's text, if it is there, once.
+pub fn header(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Problem> {
+    let fault =
+        |detail: &str| ApiError::Invalid(format!("`{name}` {detail}")).at(Place::Header(name));
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(fault("is given twice"));
+    }
+    let text = value.to_str().map_err(|_| fault("must be printable ASCII"))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// Reads the name of one of a closed set.
+pub fn one_of<T: Copy>(all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<T, String> {
+    all.iter().copied().find(|one| name(*one) == text).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|one| name(*one)).collect();
+        format!("must be one of {}", names.join(", "))
+    })
+}
+
+/// Reads the name of an error class.
+pub fn error_class(text: &str) -> Result<ErrorClass, String> {
+    one_of(&ErrorClass::ALL, ErrorClass::as_str, text)
 }
 
 /// Reads the size of a page.

@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, Uri},
+    http::{StatusCode, Uri},
 };
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ use super::{
     ApiError, ApiState, body,
     caller::Caller,
     catalogue, events,
-    extract::{self, IdempotencyHeader, Parameters, SubscriptionPath},
+    extract::{self, IdempotencyHeader, SubscriptionPath},
     json::Members,
     problem::{Place, Problem},
     submission,
@@ -54,13 +54,12 @@ pub async fn create(
     key: Option<IdempotencyHeader>,
     request: Request,
 ) -> Result<(StatusCode, Json<IngestedBody>), Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &given).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Publish)?;
     let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;
-    let event_type = header(request.headers(), EVENT_TYPE)?.map(|text| event_type(&text));
+    let event_type = extract::header(request.headers(), EVENT_TYPE)?.map(|text| event_type(&text));
     let event_type = event_type.transpose()?;
-    let signature = header(request.headers(), SIGNATURE)?;
+    let signature = extract::header(request.headers(), SIGNATURE)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let row = state.store.subscription(application, &name).await?;
     let row = row.ok_or(ApiError::SubscriptionNotFound(None))?;
@@ -86,18 +85,6 @@ pub async fn create(
     let event_id = result?.event_id;
     let task_id = DeliveryId::of_event(event_id, 0);
     Ok((StatusCode::ACCEPTED, Json(IngestedBody { task_id, event_id })))
-}
-
-/// A header's text, if it is there, once.
-fn header(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Problem> {
-    let fault = |why: &str| ApiError::Invalid(format!("`{name}` {why}")).at(Place::Header(name));
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    if values.next().is_some() {
-        return Err(fault("is given twice"));
-    }
-    let text = value.to_str().map_err(|_| fault("must be printable ASCII"))?;
-    Ok(Some(text.to_owned()))
 }
 
 fn event_type(text: &str) -> Result<EventType, Problem> {

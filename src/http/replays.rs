@@ -157,8 +157,7 @@ pub async fn create(
     key: Option<IdempotencyHeader>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let parameters = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &parameters).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Members::of(body::text(&body)?, FIELDS)?;
@@ -223,8 +222,7 @@ pub async fn show(
     ReplayPath(id): ReplayPath,
     uri: Uri,
 ) -> Result<Json<ReplayBody>, Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &given).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Read)?;
     let row = state.store.replay(application, id).await?;
     Ok(Json(row.ok_or(ApiError::ReplayNotFound(None))?.into()))
@@ -267,8 +265,7 @@ async fn to(
     uri: Uri,
     to: ReplayState,
 ) -> Result<Json<ReplayBody>, Problem> {
-    let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let application = events::application(&state, caller, &given).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     match state.store.move_replay(application, id, to).await? {
         Moved::Done(row) => Ok(Json((*row).into())),
@@ -332,7 +329,7 @@ async fn filter(
         event: read(&given, "event_id", str::parse::<EventId>)?,
         event_type: read(&given, "event_type", EventType::parse)?.map(|it| it.as_str().to_owned()),
         response_status: whole(&given, "response_status", 100, 999)?.map(u16::cast_signed),
-        error_class: read(&given, "error_class", error_class)?,
+        error_class: read(&given, "error_class", extract::error_class)?,
         created_from: read(&given, "created_after", extract::time)?,
         created_until: read(&given, "created_before", extract::time)?,
         subscription: match given.string("subscription_id")? {
@@ -358,13 +355,6 @@ fn states<const N: usize>(given: &Members<'_, N>) -> Result<Vec<DeliveryState>, 
         }
     }
     Ok(states)
-}
-
-fn error_class(name: &str) -> Result<ErrorClass, String> {
-    ErrorClass::from_name(name).ok_or_else(|| {
-        let names: Vec<_> = ErrorClass::ALL.iter().map(|class| class.as_str()).collect();
-        format!("must be one of {}", names.join(", "))
-    })
 }
 
 /// A member that is text, read. What the reader says completes "`name` …".

@@ -157,7 +157,7 @@ pub async fn create(
     key: Option<IdempotencyHeader>,
     request: Request,
 ) -> Result<(StatusCode, Json<SubscriptionBody>), Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
@@ -243,7 +243,7 @@ pub async fn show(
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Read)?;
     let row = found(&state, application, &name).await?;
     Ok(Json(shown(&state, application, row, None)?))
@@ -281,7 +281,7 @@ async fn change(
     request: Request,
     settings: impl Fn(&Given<'_>, SubscriptionId, SettingsRow) -> Result<SettingsRow, Problem>,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    let application = application(state, caller, uri).await?;
+    let application = events::application_of(state, caller, uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Given::of(body::text(&body)?, &state.subscription_bounds, &state.sealing)?;
@@ -348,7 +348,7 @@ pub async fn delete(
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
 ) -> Result<StatusCode, Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let row = found(&state, application, &name).await?;
     if !state.store.delete_subscription(application, row.id()).await? {
@@ -391,7 +391,7 @@ pub async fn disable(
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
 ) -> Result<Json<SubscriptionBody>, Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let inactive = |_, before| Ok(SettingsRow { is_active: false, ..before });
     apply(&state, application, &name, None, inactive).await
@@ -423,16 +423,6 @@ async fn cancel_parked(state: &ApiState, id: SubscriptionId) -> Result<(), Probl
         }
     }
     Err(ApiError::Busy.into())
-}
-
-/// The application that the query names, where nothing else stands in it.
-async fn application(
-    state: &ApiState,
-    caller: Caller,
-    uri: &Uri,
-) -> Result<ApplicationId, Problem> {
-    let given = Parameters::of(uri, extract::OF_APPLICATION)?;
-    events::application(state, caller, &given).await
 }
 
 async fn found(

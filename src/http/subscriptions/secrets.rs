@@ -11,13 +11,13 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    application, found,
+    found,
     settings::{self, fault},
 };
 use crate::{
     domain::{Permission, SigningKey, SigningKeyId, subscription::sealed},
     http::{
-        ApiError, ApiState, body, caller::Caller, extract::SubscriptionPath, json::Members,
+        ApiError, ApiState, body, caller::Caller, events, extract::SubscriptionPath, json::Members,
         problem::Problem,
     },
     store::{subscription_changes::NewSigningKey, subscriptions::SettingsRow},
@@ -48,7 +48,7 @@ pub async fn secret(
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
 ) -> Result<Json<SecretBody>, Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let row = found(&state, application, &name).await?;
     let keys = state.store.signing_keys(row.id()).await?;
@@ -71,7 +71,7 @@ pub async fn rotate_secret(
     uri: Uri,
     request: Request,
 ) -> Result<Json<SecretBody>, Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Members::of(body::text(&body)?, ROTATION_FIELDS)?;

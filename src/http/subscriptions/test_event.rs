@@ -9,7 +9,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{application, found};
+use super::found;
 use crate::{
     domain::{
         ApplicationId, DeliveryId, EventId, EventType, EventTypePattern, EventTypePatterns,
@@ -19,7 +19,7 @@ use crate::{
     http::{
         ApiError, ApiState, body,
         caller::Caller,
-        catalogue,
+        catalogue, event_types, events,
         extract::{IdempotencyHeader, SubscriptionPath},
         json::Members,
         problem::Problem,
@@ -60,7 +60,7 @@ pub async fn create(
     key: Option<IdempotencyHeader>,
     request: Request,
 ) -> Result<(StatusCode, Json<TestBody>), Problem> {
-    let application = application(&state, caller, &uri).await?;
+    let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Members::of(body::text(&body)?, FIELDS)?;
@@ -117,12 +117,8 @@ async fn example_of(
     application: ApplicationId,
     event_type: &EventType,
 ) -> Result<Option<Bytes>, ApiError> {
-    for owner in [Some(application), None] {
-        if let Some(row) = state.store.event_type(owner, event_type).await? {
-            return Ok(row.definition().example.map(Bytes::from));
-        }
-    }
-    Ok(None)
+    let row = event_types::seen_by(state, application, event_type).await?;
+    Ok(row.and_then(|row| row.definition().example).map(Bytes::from))
 }
 
 /// A type that the subscription asks for, and its example: the first that it names, else the first
