@@ -5,6 +5,7 @@ use std::fmt;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 
 /// The prefix of a secret whose bytes are given in base64.
 const SECRET_PREFIX: &str = "whsec_";
@@ -62,16 +63,8 @@ impl SigningKey {
 
     /// Whether a hexadecimal signature over the body alone is this key's, compared in constant time.
     pub fn verifies_body(&self, body: &[u8], hex: &str) -> bool {
-        let hex = hex.as_bytes();
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        let bytes = hex.chunks(2).map(|pair| match pair {
-            [high, low] => u8::try_from(digit(*high)? * 16 + digit(*low)?).ok(),
-            _ => None,
-        });
-        let Some(bytes) = bytes.collect::<Option<Vec<u8>>>() else { return false };
-        let mut mac = self.mac.clone();
-        mac.update(body);
-        mac.verify_slice(&bytes).is_ok()
+        let expected = self.hex_body_signature(body);
+        bool::from(expected.as_bytes().ct_eq(hex.to_ascii_lowercase().as_bytes()))
     }
 
     fn digest(&self, parts: &[&[u8]]) -> [u8; 32] {
