@@ -224,6 +224,7 @@ impl App {
             body_limit: Limit { bytes_max: config.request_body_max, setting: "REQUEST_BODY_MAX" },
             batch_limit: Limit { bytes_max: config.batch_body_max, setting: "BATCH_BODY_MAX" },
             batch_room: BatchRoom::default(),
+            payload_days: config.retention.payload.as_secs() / 86_400,
             accepts_events: config.role != Role::Worker,
         });
         // One grace for both halves, from the same moment.

@@ -35,7 +35,7 @@ impl fmt::Display for IdError {
 impl std::error::Error for IdError {}
 
 /// What ids there are: what each begins with, and what it names.
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 8] = [
     (ApplicationId::PREFIX, "an application"),
     (EventId::PREFIX, "an event"),
     (DeliveryId::PREFIX, "a delivery"),
@@ -43,6 +43,7 @@ const KINDS: [(&str, &str); 7] = [
     (SubscriptionId::PREFIX, "a subscription"),
     (LaneId::PREFIX, "a lane"),
     (ReplayId::PREFIX, "a replay"),
+    (ErasureId::PREFIX, "an erasure"),
 ];
 
 macro_rules! id {
@@ -128,6 +129,11 @@ id!(
     /// A job that sends again.
     ReplayId,
     "rpl_"
+);
+id!(
+    /// What is taken away for good, as one job.
+    ErasureId,
+    "ers_"
 );
 id!(
     /// A secret that signs.
@@ -222,6 +228,13 @@ impl SubscriptionId {
 
 impl ReplayId {
     /// The id of a replay made at `unix_ms` (milliseconds, the database's clock).
+    pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
+        Self(v7(unix_ms, random))
+    }
+}
+
+impl ErasureId {
+    /// The id of an erasure made at `unix_ms` (milliseconds, the database's clock).
     pub fn new(unix_ms: u64, random: [u8; 10]) -> Self {
         Self(v7(unix_ms, random))
     }

@@ -17,11 +17,13 @@ pub mod attempt;
 pub mod catalogue;
 pub mod delivery;
 pub mod envelope;
+pub mod erasure;
 pub mod event;
 pub mod event_types;
 pub mod filter;
 pub mod ids;
 pub mod json;
+pub mod operator;
 pub mod outcome;
 pub mod pacing;
 pub mod replay;
@@ -42,8 +44,8 @@ pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use filter::{EventDocument, Filter};
 pub use ids::{
-    ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, LaneId, ReplayId, SigningKeyId,
-    SubscriptionId,
+    ApiKeyId, ApplicationId, AttemptId, DeliveryId, ErasureId, EventId, LaneId, ReplayId,
+    SigningKeyId, SubscriptionId,
 };
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};

@@ -11,6 +11,7 @@ use super::{
     event::{Route, Submission},
     filter::EventDocument,
     ids::{ApplicationId, LaneId},
+    operator,
     subscription::KeyRing,
     target::TargetUrl,
 };
@@ -112,7 +113,8 @@ fn destination(subscription: &Subscription) -> Destination {
     }
 }
 
-/// The subscriptions that mean an event, disabled ones too. The payload is read only if a filter looks into it.
+/// The subscriptions that mean an event, disabled ones too, but for one that the event is about. The
+/// payload is read only if a filter looks into it.
 fn matching<'s>(
     snapshot: &'s Snapshot,
     submission: &'s Submission,
@@ -130,6 +132,7 @@ fn matching<'s>(
         .filter(move |subscription| {
             subscription.filter.as_ref().is_none_or(|filter| filter.matches(&document))
         })
+        .filter(|subscription| !operator::is_about(submission, subscription.id))
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ pub struct Sending {
     pub schema_version: String,
 }
 
+/// A closed set of names, the same in JSON and in SQL.
 macro_rules! names {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -89,6 +90,8 @@ macro_rules! names {
         }
     };
 }
+
+pub(super) use names;
 
 names! {
     /// The HTTP method of a subscription's requests.

@@ -17,7 +17,8 @@ pub struct Uid(String);
 pub struct UidError;
 
 /// What ids of ours begin with.
-pub const ID_PREFIXES: [&str; 7] = ["app_", "sub_", "evt_", "dlv_", "att_", "key_", "lane_"];
+pub const ID_PREFIXES: [&str; 9] =
+    ["app_", "sub_", "evt_", "dlv_", "att_", "key_", "lane_", "rpl_", "ers_"];
 
 impl Uid {
     /// Reads a uid.

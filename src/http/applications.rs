@@ -23,7 +23,9 @@ use crate::{
     domain::{ApplicationId, Permission, Uid, ids::DEFAULT_APPLICATION},
     store::{
         StoreError,
-        applications::{ApplicationChange, ApplicationName, ApplicationRow, NewApplication},
+        applications::{
+            ApplicationChange, ApplicationName, ApplicationRow, NewApplication, PayloadsKept,
+        },
         idempotency::Standing,
     },
 };
@@ -31,7 +33,7 @@ use crate::{
 /// How many bytes the name of an application, or of a key, may have.
 pub const NAME_BYTES_MAX: usize = 255;
 /// The fields of an application, as callers send it.
-pub const FIELDS: &[&str; 3] = &["uid", "name", "accepts_unknown_types"];
+pub const FIELDS: &[&str; 4] = &["uid", "name", "accepts_unknown_types", "payload_retention_days"];
 
 /// An application as it is shown.
 #[derive(Serialize, JsonSchema)]
@@ -41,6 +43,8 @@ pub struct ApplicationBody {
     uid: String,
     name: String,
     accepts_unknown_types: bool,
+    /// After so many days its payloads are dropped; null: as the settings say.
+    payload_retention_days: Option<i32>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
 }
@@ -48,8 +52,24 @@ pub struct ApplicationBody {
 impl From<ApplicationRow> for ApplicationBody {
     fn from(row: ApplicationRow) -> Self {
         let id = row.id();
-        let ApplicationRow { uid, name, accepts_unknown_types, created_at, updated_at, .. } = row;
-        Self { id, uid, name, accepts_unknown_types, created_at, updated_at }
+        let ApplicationRow {
+            uid,
+            name,
+            accepts_unknown_types,
+            payload_retention_days,
+            created_at,
+            updated_at,
+            ..
+        } = row;
+        Self {
+            id,
+            uid,
+            name,
+            accepts_unknown_types,
+            payload_retention_days,
+            created_at,
+            updated_at,
+        }
     }
 }
 
@@ -72,7 +92,14 @@ pub async fn create(
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
     let signs = secrets::signing_key(&state, &secrets::new_secret());
     let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);
-    let new = NewApplication { id, uid: &uid, name: &name, accepts_unknown_types, key: &signs };
+    let new = NewApplication {
+        id,
+        uid: &uid,
+        name: &name,
+        accepts_unknown_types,
+        payload_retention_days: payloads(&state, &given)?.and_then(PayloadsKept::days),
+        key: &signs,
+    };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;
     let id = match standing {
         Standing::New => id,
@@ -139,6 +166,7 @@ pub async fn change(
         uid: uid.as_ref().map(Uid::as_str),
         name: name.as_deref(),
         accepts_unknown_types: given.boolean("accepts_unknown_types")?,
+        payloads: payloads(&state, &given)?,
     };
     let row = state.store.change_application(id, &change).await.map_err(taken)?;
     state.known.forget();
@@ -186,6 +214,26 @@ pub fn name<const N: usize>(given: &Members<'_, N>) -> Result<Option<String>, Pr
         .at(Place::Pointer(pointer_to("name")))),
         name => Ok(name),
     }
+}
+
+/// For how many days payloads are kept: null for as long as the settings say, at most as long.
+fn payloads<const N: usize>(
+    state: &ApiState,
+    given: &Members<'_, N>,
+) -> Result<Option<PayloadsKept>, Problem> {
+    let name = "payload_retention_days";
+    let Some(days) = given.number(name)? else {
+        return Ok(given.raw(name).map(|_| PayloadsKept::AsSettings));
+    };
+    let days_max = state.payload_days;
+    let is_sound = days.fract() == 0.0
+        && (1.0..=f64::from(u32::try_from(days_max).unwrap_or(u32::MAX))).contains(&days);
+    if !is_sound {
+        let detail = format!("must be a whole number, 1 to {days_max} (PAYLOAD_RETENTION_DAYS)");
+        return Err(submission::fault(name, detail));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "checked above")]
+    Ok(Some(PayloadsKept::Days(days as i32)))
 }
 
 fn taken(error: StoreError) -> Problem {

@@ -270,7 +270,8 @@ fn of_delivery(row: &DeliveryRow) -> (Verdict, String) {
     }
 }
 
-fn because_of(name: &str) -> &'static str {
+/// Why a subscription is disabled, for people.
+pub fn because_of(name: &str) -> &'static str {
     match DisabledBecause::from_name(name) {
         Some(DisabledBecause::Gone) => "its receiver answered 410",
         Some(DisabledBecause::Failing) => "all has failed for long",
@@ -287,6 +288,11 @@ fn not_routed(
     if event.route.is_some() {
         let detail = "the event came for another subscription alone".to_owned();
         return (Verdict::NotAsked, detail, None);
+    }
+    let is_operators = facts.event_type.as_ref().is_some_and(EventType::is_operators);
+    if is_operators && event.subject.as_deref() == Some(row.id().to_string().as_str()) {
+        let detail = "it is about this subscription, and none is told of itself".to_owned();
+        return (Verdict::NotMatched, detail, None);
     }
     let patterns = EventTypePatterns::parse(&row.event_types).ok();
     let is_meant = match (&patterns, &facts.event_type) {

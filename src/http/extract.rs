@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ApiKeyId, ApplicationId, DeliveryId, ErrorClass, EventId, EventType, IdempotencyKey,
-        ReplayId, SubscriptionId, Uid,
+        ApiKeyId, ApplicationId, DeliveryId, ErasureId, ErrorClass, EventId, EventType,
+        IdempotencyKey, ReplayId, SubscriptionId, Uid,
     },
     store::{idempotency::Reservation, subscriptions::SubscriptionName},
 };
@@ -112,6 +112,19 @@ impl<S: Send + Sync> FromRequestParts<S> for ReplayPath {
         let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
         let id = path.map_or_else(|_| String::new(), |Path(id)| id);
         id.parse().map(Self).map_err(|error| ApiError::ReplayNotFound(Some(error)))
+    }
+}
+
+/// The erasure that a path names.
+pub struct ErasurePath(pub ErasureId);
+
+impl<S: Send + Sync> FromRequestParts<S> for ErasurePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = <Path<String> as FromRequestParts<S>>::from_request_parts(parts, state).await;
+        let id = path.map_or_else(|_| String::new(), |Path(id)| id);
+        id.parse().map(Self).map_err(|error| ApiError::ErasureNotFound(Some(error)))
     }
 }
 
@@ -258,6 +271,8 @@ pub enum Cursor {
     Explanation = b'x' as isize,
     /// `GET /replays`.
     Replays = b'r' as isize,
+    /// `GET /erasures`.
+    Erasures = b'z' as isize,
     /// `GET /event-types`, by name.
     EventTypes = b't' as isize,
 }

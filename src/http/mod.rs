@@ -8,6 +8,7 @@ mod body;
 mod caller;
 mod catalogue;
 mod deliveries;
+mod erasures;
 mod event_types;
 mod events;
 mod explain;
@@ -88,6 +89,8 @@ pub struct Api {
     pub batch_limit: Limit,
     /// What the bodies of all batches may hold together.
     pub batch_room: BatchRoom,
+    /// For how many days payloads are kept.
+    pub payload_days: u64,
     /// Whether events are taken and shown here, or this process only sends.
     pub accepts_events: bool,
 }

@@ -83,6 +83,9 @@ pub enum ApiError {
     /// No such replay, or not this caller's.
     #[error("there is no such replay{}", because(.0.as_ref()))]
     ReplayNotFound(Option<IdError>),
+    /// No such erasure, or not this caller's.
+    #[error("there is no such erasure{}", because(.0.as_ref()))]
+    ErasureNotFound(Option<IdError>),
     /// No such application, or not this caller's.
     #[error("there is no such application{}", because(.0.as_ref()))]
     ApplicationNotFound(Option<IdError>),
@@ -213,6 +216,9 @@ impl ApiError {
             }
             Self::ReplayNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/replay-not-found", "Replay not found")
+            }
+            Self::ErasureNotFound(_) => {
+                (StatusCode::NOT_FOUND, "/problems/erasure-not-found", "Erasure not found")
             }
             Self::ApplicationNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/application-not-found", "Application not found")

@@ -127,10 +127,10 @@ pub fn fault(name: &str, error: impl std::fmt::Display) -> Problem {
 }
 
 /// Reads a field that is a string; null is none.
-pub fn field<T, const N: usize>(
+pub fn field<T, E: std::fmt::Display, const N: usize>(
     given: &Members<'_, N>,
     name: &str,
-    parse: fn(&str) -> Result<T, EventError>,
+    parse: fn(&str) -> Result<T, E>,
 ) -> Result<Option<T>, Problem> {
     let value = given.string(name)?;
     value.map(|text| parse(&text)).transpose().map_err(|error| fault(name, error))

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::{
-        EventType, Payload, Subject, Submission,
+        EventType, IdempotencyKey, Payload, Subject, Submission,
         event::{EventError, Metadata, Route},
     },
     store::{
@@ -232,6 +232,9 @@ impl Mover {
             Err((field, error)) => return Ok(Err(format!("`{field}` {error}"))),
         };
         let Some(event_type) = &submission.event_type else { return Ok(Ok(submission)) };
+        if event_type.is_operators() {
+            return Ok(Ok(submission));
+        }
         let (application, payload) = (submission.application, &submission.payload);
         let fit = self.catalogue.fit(&self.reading, application, event_type, payload).await;
         Ok(match fit {
@@ -344,8 +347,11 @@ fn submission(row: &OutboxRow) -> Result<Submission, (&'static str, EventError)>
         route: Route::Subscriptions,
         subject: subject.map_err(of("subject"))?,
         metadata: metadata.map_err(of("metadata"))?,
-        // It stands for the event already.
-        idempotency_key: None,
+        // It stands for the event already; what was taken as one is one.
+        idempotency_key: row
+            .idempotency_key
+            .as_deref()
+            .and_then(|key| IdempotencyKey::parse(key).ok()),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Applications: the tenants.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, Postgres, QueryBuilder};
+use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
@@ -21,6 +21,8 @@ pub struct ApplicationRow {
     pub name: String,
     /// Whether events of types that are in no catalogue are taken.
     pub accepts_unknown_types: bool,
+    /// After how many days its payloads are dropped; `None`: as the settings say.
+    pub payload_retention_days: Option<i32>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
@@ -56,6 +58,27 @@ pub struct NewApplication<'a> {
     pub key: &'a NewSigningKey,
     /// Whether events of types that are in no catalogue are taken.
     pub accepts_unknown_types: bool,
+    /// After how many days its payloads are dropped; `None`: as the settings say.
+    pub payload_retention_days: Option<i32>,
+}
+
+/// For how long an application keeps payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadsKept {
+    /// As long as the settings say.
+    AsSettings,
+    /// For so many days.
+    Days(i32),
+}
+
+impl PayloadsKept {
+    /// The days, if it says how many.
+    pub fn days(self) -> Option<i32> {
+        match self {
+            Self::AsSettings => None,
+            Self::Days(days) => Some(days),
+        }
+    }
 }
 
 /// What is to be changed of an application; `None` leaves it as it is.
@@ -67,9 +90,14 @@ pub struct ApplicationChange<'a> {
     pub name: Option<&'a str>,
     /// Whether events of types that are in no catalogue are taken.
     pub accepts_unknown_types: Option<bool>,
+    /// For how long its payloads are kept.
+    pub payloads: Option<PayloadsKept>,
 }
 
-const COLUMNS: &str = "application_id, uid, name, accepts_unknown_types, created_at, updated_at";
+const COLUMNS: &str = "application_id, uid, name, accepts_unknown_types,
+     (select days from payload_retention p where p.application_id = application.application_id)
+         as payload_retention_days,
+     created_at, updated_at";
 
 impl Store {
     /// Makes an application, unless `once` was answered before: then only its standing is told.
@@ -96,6 +124,9 @@ impl Store {
             .bind(new.accepts_unknown_types)
             .execute(&mut *transaction)
             .await?;
+            if new.payload_retention_days.is_some() {
+                keep_payloads(&mut transaction, new.id, new.payload_retention_days).await?;
+            }
             insert_key(&mut transaction, new.id, None, new.key).await?;
             transaction.commit().await?;
             Ok(Standing::New)
@@ -150,21 +181,20 @@ impl Store {
         change: &ApplicationChange<'_>,
     ) -> Result<Option<ApplicationRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(
-                "update application
-                 set uid = coalesce($2, uid), name = coalesce($3, name),
-                     accepts_unknown_types = coalesce($4, accepts_unknown_types),
-                     updated_at = now()
-                 where application_id = $1 and deleted_at is null
-                 returning application_id, uid, name, accepts_unknown_types, created_at,
-                           updated_at",
-            )
-            .bind(id.uuid())
-            .bind(change.uid)
-            .bind(change.name)
-            .bind(change.accepts_unknown_types)
-            .fetch_optional(&self.pool)
-            .await?)
+            let mut connection = self.pool.acquire().await?;
+            let mut transaction = connection.begin().await?;
+            if let Some(payloads) = change.payloads {
+                keep_payloads(&mut transaction, id, payloads.days()).await?;
+            }
+            let mut query = QueryBuilder::<Postgres>::new("update application set uid = coalesce(");
+            query.push_bind(change.uid).push(", uid), name = coalesce(");
+            query.push_bind(change.name).push(", name), accepts_unknown_types = coalesce(");
+            query.push_bind(change.accepts_unknown_types);
+            query.push(", accepts_unknown_types), updated_at = now() where application_id = ");
+            query.push_bind(id.uuid()).push(" and deleted_at is null returning ").push(COLUMNS);
+            let row = query.build_query_as().fetch_optional(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok(row)
         })
         .await
     }
@@ -203,4 +233,20 @@ impl Store {
         })
         .await
     }
+}
+
+/// Has the payloads of an application dropped after so many days, or as the settings say.
+async fn keep_payloads(
+    connection: &mut PgConnection,
+    id: ApplicationId,
+    days: Option<i32>,
+) -> Result<(), StoreError> {
+    let statement = if days.is_some() {
+        "insert into payload_retention (application_id, days) values ($1, $2)
+         on conflict (application_id) do update set days = excluded.days"
+    } else {
+        "delete from payload_retention where application_id = $1 and $2::int is null"
+    };
+    sqlx::query(statement).bind(id.uuid()).bind(days).execute(connection).await?;
+    Ok(())
 }

@@ -41,9 +41,45 @@ macro_rules! taken_end {
             $reason,
             "', attempt_count, created_at
                 from taken where coalesce(run, 'retry') = 'retry'
+                returning *
             )"
         )
     };
 }
 
-pub(super) use {from_parked, from_queue, taken_end};
+/// A part of this name that tells of deliveries, each a row with the columns of `delivery`: whoever asked for events of this
+/// type gets one (see `migrations/0011_operator_events.sql`). A row costs a look-up or two, so it is
+/// for what is rare.
+macro_rules! told {
+    ($name:literal, $event_type:literal, $rows:literal) => {
+        concat!(
+            $name,
+            " as (
+                insert into outbox
+                select event.*
+                from (",
+            $rows,
+            ") as over
+                cross join lateral event_of_delivery(
+                    '",
+            $event_type,
+            "', application_id, delivery_id, event_id, event_type, subscription_id, target_url,
+                    reason, attempt_count, last_status, created_at
+                ) as event
+            )"
+        )
+    };
+}
+
+/// Ends what was `taken` as dead for this reason, and tells of it.
+macro_rules! taken_die {
+    ($reason:literal) => {
+        concat!(
+            taken_end!("dead", $reason),
+            ", ",
+            told!("death", "webhook.delivery.dead", "select * from ended")
+        )
+    };
+}
+
+pub(super) use {from_parked, from_queue, taken_die, taken_end, told};

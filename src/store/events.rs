@@ -11,8 +11,8 @@ use super::{
     idempotency::{Reservation, Standing, reserve},
 };
 use crate::domain::{
-    DeliveryId, EventId, EventType, LaneId, Subject, Submission, SubscriptionId, TargetUrl,
-    event::Metadata,
+    DeliveryId, EventId, EventType, IdempotencyKey, LaneId, Subject, Submission, SubscriptionId,
+    TargetUrl, event::Metadata,
 };
 
 /// An event that has been routed and is about to be stored.
@@ -186,6 +186,7 @@ pub(super) async fn insert_events(
         .bind(delivery.owner)
         .bind(delivery.is_parked)
         .bind(column.route)
+        .bind(column.idempotency_key)
         .fetch_one(connection)
         .await?;
     Ok(is_current)
@@ -201,9 +202,9 @@ const INSERT_EVENTS: &str = "
     ),
     stored_event as (
         insert into event (event_id, application_id, type, subject, metadata, routing_version,
-                           delivery_count, route)
+                           delivery_count, route, idempotency_key)
         select * from unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
-                             $8::bigint[], $9::int[], $20::text[])
+                             $8::bigint[], $9::int[], $20::text[], $21::text[])
         where not exists (select from stale)
     ),
     stored_payload as (
@@ -244,6 +245,7 @@ struct EventColumns<'a> {
     routing_version: Vec<i64>,
     delivery_count: Vec<i32>,
     route: Vec<Option<&'static str>>,
+    idempotency_key: Vec<Option<&'a str>>,
     payload: Vec<&'a [u8]>,
 }
 
@@ -260,6 +262,8 @@ impl<'a> EventColumns<'a> {
             columns.routing_version.push(event.routing_version);
             columns.delivery_count.push(as_int(event.deliveries.len()));
             columns.route.push(submission.route.as_str());
+            let key = submission.idempotency_key.as_ref().map(IdempotencyKey::as_str);
+            columns.idempotency_key.push(key);
             columns.payload.push(submission.payload.bytes());
         }
         columns

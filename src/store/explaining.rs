@@ -13,6 +13,8 @@ pub struct RoutedEvent {
     /// Its type, if told.
     #[sqlx(rename = "type")]
     pub event_type: Option<String>,
+    /// Whom it is about.
+    pub subject: Option<String>,
     /// JSON text.
     pub metadata: Option<String>,
     /// When it was accepted.
@@ -65,7 +67,7 @@ impl Store {
     ) -> Result<Option<RoutedEvent>, StoreError> {
         bounded(async {
             Ok(sqlx::query_as(
-                "select e.type, e.metadata, e.created_at, e.routing_version, e.delivery_count,
+                "select e.type, e.subject, e.metadata, e.created_at, e.routing_version, e.delivery_count,
                         e.route, p.payload
                  from event e left join event_payload p on p.event_id = $2
                  where e.application_id = $1 and e.event_id = $2",

@@ -6,12 +6,15 @@
 
 pub mod api_keys;
 pub mod applications;
+pub mod attention;
 mod claim;
 pub mod deliveries;
 pub mod delivery_pages;
 pub mod dispatchers;
 mod draining;
 mod ending;
+mod erasing;
+pub mod erasures;
 pub mod event_types;
 pub mod events;
 pub mod explaining;
@@ -21,6 +24,7 @@ pub mod notify;
 pub mod outbox;
 pub mod parking;
 pub mod partitions;
+pub mod payload_retention;
 mod pool;
 pub mod queue;
 mod record;

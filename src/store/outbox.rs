@@ -83,6 +83,8 @@ pub struct OutboxRow {
     pub subject: Option<String>,
     /// JSON text.
     pub metadata: Option<String>,
+    /// It stands for the event since its publisher's commit.
+    pub idempotency_key: Option<String>,
     /// When it was published.
     pub created_at: DateTime<Utc>,
 }
@@ -114,6 +116,7 @@ struct TakenEvent {
     payload: Option<Vec<u8>>,
     subject: Option<String>,
     metadata: Option<String>,
+    idempotency_key: Option<String>,
     created_at: Option<DateTime<Utc>>,
 }
 
@@ -245,7 +248,7 @@ impl Move<'_> {
                         (select count(*) from behind) as behind, locked.*
                  from sized left join lateral (
                      select ctid::text as ctid, application_id, type, payload, subject, metadata,
-                            created_at
+                            idempotency_key, created_at
                      from outbox as o
                      where o.transaction_id = sized.transaction_id and o.event_id = sized.event_id
                      offset 0
@@ -281,6 +284,7 @@ impl Move<'_> {
                     payload: event.payload?.into(),
                     subject: event.subject,
                     metadata: event.metadata,
+                    idempotency_key: event.idempotency_key,
                     created_at: event.created_at?,
                 })
             };

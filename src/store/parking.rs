@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
-    ending::{from_parked, taken_end},
+    ending::{from_parked, taken_die, taken_end, told},
     queue::{Finished, interval},
 };
 use crate::domain::{LaneId, SubscriptionId};
@@ -251,6 +251,6 @@ const EXPIRE_PARKED: &str = concat!(
     "
     ),
     ",
-    taken_end!("dead", "expired"),
+    taken_die!("expired"),
     " select count(*) from taken"
 );

@@ -22,7 +22,7 @@ pub use super::claim::{
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
-    ending::{from_queue, taken_end},
+    ending::{from_queue, taken_die, taken_end, told},
 };
 use crate::domain::{DeliveryId, EventId, LaneId, pacing::LaneQuota};
 
@@ -307,7 +307,7 @@ const RELEASE_ORPHANS: &str = concat!(
     "
     ),
     ",
-    taken_end!("dead", "interrupted"),
+    taken_die!("interrupted"),
     "
     select (select count(*) from released) as released, (select count(*) from taken) as buried"
 );

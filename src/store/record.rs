@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
+    ending::told,
     queue::{AttemptRecord, Finished, Next, Recorded},
 };
 use crate::domain::{DeliveryState, ErrorClass, Run};
@@ -42,9 +43,10 @@ impl Store {
     }
 
     async fn record_scheduled(&self, finished: &[&Finished]) -> Result<usize, StoreError> {
+        let record = if finished.iter().any(|one| has_died(one)) { RECORD_DEATHS } else { RECORD };
         bounded(async {
             let counted: i64 = Columns::of(finished.iter().copied())
-                .bind(sqlx::query_scalar(RECORD))
+                .bind(sqlx::query_scalar(record))
                 .fetch_one(&self.pool)
                 .await?;
             Ok(usize::try_from(counted).unwrap_or_default())
@@ -63,6 +65,10 @@ impl Store {
         })
         .await
     }
+}
+
+fn has_died(one: &Finished) -> bool {
+    matches!(one.next, Next::End { state: DeliveryState::Dead, .. })
 }
 
 macro_rules! result_rows {
@@ -90,7 +96,9 @@ pub(super) use result_rows;
 //
 // The rows that leave the queue are handed on by `returning` together with their results, since a
 // join of two CTEs, which have no statistics either, would be a nested loop over both.
-const RECORD: &str = concat!(
+macro_rules! record {
+    ($($telling:expr)?) => {
+        concat!(
     result_rows!(),
     ",
     held as materialized (
@@ -148,9 +156,25 @@ const RECORD: &str = concat!(
                              response_status, response_headers, response_body, response_truncated, error_class,
                              error_message, is_late)
         select counted.*, false from counted where attempt_id is not null
-    )
+    )",
+            $(",", $telling,)?
+            "
     select (select count(*) from ended) + (select count(*) from rescheduled)"
-);
+        )
+    };
+}
+
+const RECORD: &str = record!();
+
+/// The same of a batch in which some have died: whoever asked for it is told.
+const RECORD_DEATHS: &str = record!(told!(
+    "death",
+    "webhook.delivery.dead",
+    "select application_id, delivery_id, event_id, event_type, subscription_id, target_url, reason,
+            attempt_count + case when attempt_id is null then 0 else 1 end as attempt_count,
+            response_status::int as last_status, created_at
+     from ended where state = 'dead'"
+));
 
 // `result` is read once and not materialized: each copy of it is a copy of every answer's body.
 const KEEP_LATE: &str = concat!(

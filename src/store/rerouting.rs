@@ -26,6 +26,8 @@ pub struct UnroutedRow {
     event_id: Uuid,
     /// Its type, if told.
     pub event_type: Option<String>,
+    /// Whom it is about, if told.
+    pub subject: Option<String>,
     /// JSON text, if told.
     pub metadata: Option<String>,
     /// Its payload, if that is still kept.
@@ -319,10 +321,10 @@ const BYTES: &str = "
     where p.event_id = scanned.event_id";
 
 const EVENTS: &str = "
-    select known.event_id, known.type as event_type, known.metadata, payload.payload
+    select known.event_id, known.type as event_type, known.subject, known.metadata, payload.payload
     from unnest($2::uuid[]) as given(event_id)
     cross join lateral (
-        select event_id, type, metadata from event e
+        select event_id, type, subject, metadata from event e
         where e.application_id = $1 and e.event_id = given.event_id
         offset 0
     ) as known

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    ending::{from_parked, from_queue, taken_end},
+    ending::{from_parked, from_queue, taken_end, told},
     queue::{Finished, INTERRUPTIONS_MAX},
     record::{Columns, result_rows},
 };
@@ -278,7 +278,11 @@ const RECORD_RUNS: &str = concat!(
                attempts_before + case when attempt_id is null then 0 else 1 end,
                response_status, created_at
         from ended where coalesce(run, 'retry') = 'retry'
+        returning *
     ),
+    ",
+    told!("death", "webhook.delivery.dead", "select * from history where state = 'dead'"),
+    ",
     revised as (
         update delivery d
         set state = case when e.state = 'delivered' then 'delivered' else d.state end,
@@ -288,10 +292,27 @@ const RECORD_RUNS: &str = concat!(
             attempt_count = e.attempts_before + case when e.attempt_id is null then 0 else 1 end,
             last_status = case when e.attempt_id is null then d.last_status
                                else e.response_status end
-        from ended e
-        where e.run in ('once', 'replay')
-          and d.application_id = e.application_id and d.delivery_id = e.delivery_id
+        from (
+            select ended.*, former.state as former_state, former.reason as former_reason
+            from ended cross join lateral (
+                select state, reason from delivery d
+                where d.application_id = ended.application_id and d.delivery_id = ended.delivery_id
+                offset 0
+            ) as former
+            where ended.run in ('once', 'replay')
+        ) as e
+        where d.application_id = e.application_id and d.delivery_id = e.delivery_id
+        returning d.*, e.former_state, e.former_reason
     ),
+    ",
+    told!(
+        "recovery",
+        "webhook.delivery.recovered",
+        "select application_id, delivery_id, event_id, event_type, subscription_id, target_url,
+                former_reason as reason, attempt_count, last_status, created_at
+         from revised where state = 'delivered' and former_state = 'dead'"
+    ),
+    ",
     counted as (
         select run, delivery_id, claim_number, attempt_id, scheduled_at, started_at, duration_ms,
                request_method, request_url, request_headers, response_status, response_headers,

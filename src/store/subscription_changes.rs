@@ -11,7 +11,10 @@ use super::{
     queue::interval,
     subscriptions::SettingsRow,
 };
-use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId, subscription::DisabledBecause};
+use crate::domain::{
+    ApplicationId, SigningKeyId, SubscriptionId, event::OPERATOR_TYPES, operator,
+    subscription::DisabledBecause,
+};
 
 /// How many keys of a subscription may sign at a time; the oldest beyond retire at once.
 pub const SIGNING_KEYS_MAX: i64 = 5;
@@ -122,24 +125,30 @@ impl Store {
             let Some(mut change) = begin(&mut connection, application).await? else {
                 return Ok(Changed::Gone);
             };
-            let current: Option<i32> = sqlx::query_scalar(
-                "select revision from subscription
-                 where application_id = $1 and subscription_id = $2 and deleted_at is null",
+            let current: Option<(i32, bool)> = sqlx::query_as(
+                "select s.revision, r.is_active from subscription s
+                 join subscription_revision r using (subscription_id, revision)
+                 where s.application_id = $1 and s.subscription_id = $2 and s.deleted_at is null",
             )
             .bind(application.uuid())
             .bind(id.uuid())
             .fetch_optional(&mut *change.transaction)
             .await?;
-            match current {
+            let was_active = match current {
                 None => return Ok(Changed::Gone),
-                Some(revision) if revision != read_revision => return Ok(Changed::Outdated),
-                Some(_) => {}
-            }
+                Some((revision, _)) if revision != read_revision => return Ok(Changed::Outdated),
+                Some((_, is_active)) => is_active,
+            };
             change.move_to(id, read_revision + 1, uid).await?;
             change.set_draining(id, !settings.is_active).await?;
             change.insert_revision(id, read_revision + 1, settings).await?;
             if let Some(key) = key {
                 insert_key(&mut change.transaction, application, Some(id), key).await?;
+            }
+            match (was_active, settings.is_active) {
+                (true, false) => change.tell(id, operator::SUBSCRIPTION_DISABLED).await?,
+                (false, true) => change.tell(id, operator::SUBSCRIPTION_ENABLED).await?,
+                _ => {}
             }
             change.transaction.commit().await?;
             Ok(Changed::Done)
@@ -178,6 +187,7 @@ impl Store {
             change.move_to(id, sent_revision + 1, None).await?;
             change.set_draining(id, true).await?;
             change.copy_revision(id, sent_revision, Some(because)).await?;
+            change.tell(id, operator::SUBSCRIPTION_DISABLED).await?;
             change.transaction.commit().await?;
             Ok(true)
         })
@@ -360,6 +370,29 @@ impl Change<'_> {
         .bind(settings.disabled_at)
         .bind(settings.disabled_because.as_deref())
         .bind(settings.disable_after_s)
+        .execute(&mut *self.transaction)
+        .await?;
+        let names_operators =
+            settings.event_types.iter().any(|pattern| pattern.starts_with(OPERATOR_TYPES));
+        sqlx::query(
+            "update subscription set names_operator_types = $2
+             where subscription_id = $1 and names_operator_types <> $2",
+        )
+        .bind(id.uuid())
+        .bind(names_operators)
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
+    }
+
+    /// Publishes an operator event about a subscription as it is now, if anybody asks for it.
+    async fn tell(&mut self, id: SubscriptionId, event_type: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into outbox
+             select * from event_of_subscription($1, $2)",
+        )
+        .bind(event_type)
+        .bind(id.uuid())
         .execute(&mut *self.transaction)
         .await?;
         Ok(())

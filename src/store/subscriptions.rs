@@ -126,6 +126,8 @@ macro_rules! current_subscriptions {
     };
 }
 
+pub(super) use current_subscriptions;
+
 /// What a subscription is named by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubscriptionName {

@@ -10,6 +10,7 @@
 //! held, and maintenance makes and drops the days of the history.
 
 mod claimer;
+mod erasures;
 mod executor;
 mod heartbeat;
 mod maintenance;
@@ -121,7 +122,7 @@ struct Shared {
 /// The sending half of the service. Made on the runtime that it is to work on.
 pub struct Worker {
     shared: Arc<Shared>,
-    /// Claimer, starter, wake-ups, maintenance, parking, replays: all that ends at `stop`.
+    /// Claimer, starter, wake-ups, maintenance, parking, replays, erasures: all that ends at `stop`.
     loops: TaskTracker,
     /// Ends last, since it is what keeps our claims ours.
     heartbeat: JoinHandle<()>,
@@ -174,6 +175,7 @@ impl Worker {
         loops.spawn(watched("statistics", statistics::run(shared.clone()), stop, failed));
         loops.spawn(watched("parking", parking::run(shared.clone()), stop, failed));
         loops.spawn(watched("replays", replays::run(shared.clone()), stop, failed));
+        loops.spawn(watched("erasures", erasures::run(shared.clone()), stop, failed));
         loops.spawn(watched("listener", wakeups::listen(shared.clone()), stop, failed));
         loops.spawn(watched("notifier", tell_other_workers(shared.clone()), stop, failed));
         loops.close();

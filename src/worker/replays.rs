@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::Shared;
 use crate::{
     domain::{
-        ApplicationId, DeliveryId, EventType, LaneId, Payload, ReplayId, Submission,
+        ApplicationId, DeliveryId, EventType, LaneId, Payload, ReplayId, Subject, Submission,
         event::{Metadata, Route},
         replay::rows_of_step,
         routing::{Destination, Snapshot, route},
@@ -143,7 +143,7 @@ fn routed(
         event_type: event.event_type.as_deref().and_then(|name| EventType::parse(name).ok()),
         payload,
         route: Route::Subscriptions,
-        subject: None,
+        subject: event.subject.as_deref().and_then(|text| Subject::parse(text).ok()),
         metadata: event.metadata.as_deref().and_then(|json| Metadata::from_json(json).ok()),
         idempotency_key: None,
     };

@@ -175,6 +175,12 @@ impl Things {
             .execute(app.store.pool())
             .await
             .unwrap();
+        let body = json!({"scope": "subject", "subject": uid});
+        let erasure = call(format!("/erasures{of}"), body).await;
+        // There may be few at a time, and one that is done changes no more.
+        let done = "update erasure set state = 'completed', ended_at = now(), subject = null
+                    where ended_at is null";
+        sqlx::query(done).execute(app.store.pool()).await.unwrap();
         let body = json!({"role": "viewer", "name": format!("of {uid}")});
         let key = call(format!("/applications/{application}/api-keys"), body).await;
         let event_type = format!("{uid}.type-{nonce}");
@@ -188,6 +194,7 @@ impl Things {
             ("event_type", event_type),
             ("delivery", delivery.to_owned()),
             ("replay", id(&replay)),
+            ("erasure", id(&erasure)),
         ]))
     }
 
@@ -202,6 +209,7 @@ impl Things {
             ("event_type", "nobody.knows".to_owned()),
             ("delivery", id("dlv")),
             ("replay", id("rpl")),
+            ("erasure", id("ers")),
         ]))
     }
 }
@@ -233,6 +241,9 @@ async fn send(
         path = format!("{path}?{}", query.join("&"));
     }
     let mut body = case.body.clone();
+    if let Some(event) = body.as_mut().and_then(|body| body.pointer_mut("/event_id")) {
+        *event = json!(own.0["event"]);
+    }
     if let Some((pointer, value)) = foreign.filter(|(place, _)| place.starts_with('/')) {
         let (parent, name) = pointer.rsplit_once('/').unwrap();
         body.as_mut().unwrap().pointer_mut(parent).unwrap()[name] = json!(value);

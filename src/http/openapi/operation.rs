@@ -314,6 +314,7 @@ impl Operation {
                 Some("event") => self.problem(ApiError::EventNotFound(None)),
                 Some("delivery") => self.problem(ApiError::DeliveryNotFound(None)),
                 Some("replay") => self.problem(ApiError::ReplayNotFound(None)),
+                Some("erasure") => self.problem(ApiError::ErasureNotFound(None)),
                 Some("subscription") => self.problem(ApiError::SubscriptionNotFound(None)),
                 Some("event_type") => self.problem(ApiError::EventTypeNotFound),
                 Some("api_key") => self.problem(ApiError::KeyNotFound(None)),

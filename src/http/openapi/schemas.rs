@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::operation::{In, Parameter};
 use crate::{
     domain::{
-        ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, ReplayId, SubscriptionId,
+        ApiKeyId, ApplicationId, AttemptId, DeliveryId, ErasureId, EventId, ReplayId,
+        SubscriptionId,
         event::{EVENT_TYPE_BYTES_MAX, METADATA_BYTES_MAX, OPERATOR_TYPES, SUBJECT_BYTES_MAX},
         event_types::PATTERN_BYTES_MAX,
         target::URL_BYTES_MAX,
@@ -198,12 +199,14 @@ macro_rules! ids {
     };
 }
 
-ids!(ApiKeyId, ApplicationId, AttemptId, DeliveryId, EventId, ReplayId, SubscriptionId);
+ids!(ApiKeyId, ApplicationId, AttemptId, DeliveryId, ErasureId, EventId, ReplayId, SubscriptionId);
 
 /// Parameters that many operations take.
 pub mod parameters {
     use super::{In, LIMIT_DEFAULT, LIMIT_MAX, Parameter, Value, event_type, id, json, uid};
-    use crate::domain::{ApiKeyId, ApplicationId, DeliveryId, EventId, ReplayId, SubscriptionId};
+    use crate::domain::{
+        ApiKeyId, ApplicationId, DeliveryId, ErasureId, EventId, ReplayId, SubscriptionId,
+    };
 
     /// Checks that the query's parameters are those that the code reads, in its order.
     pub fn query<const N: usize>(names: &[&str; N], parameters: [Parameter; N]) -> [Parameter; N] {
@@ -230,6 +233,7 @@ pub mod parameters {
             "api_key" => "An API key, by its id",
             "delivery" => "A delivery, by its id",
             "replay" => "A replay, by its id",
+            "erasure" => "An erasure, by its id",
             _ => "An event, by its id",
         };
         Parameter { place: In::Path, name, names: Some(names), description, schema }
@@ -258,6 +262,11 @@ pub mod parameters {
     /// A replay, in the path.
     pub fn replay_path() -> Parameter {
         of_path("id", "replay", id(ReplayId::PREFIX))
+    }
+
+    /// An erasure, in the path.
+    pub fn erasure_path() -> Parameter {
+        of_path("id", "erasure", id(ErasureId::PREFIX))
     }
 
     /// A subscription, in the path.

@@ -29,7 +29,7 @@ const RENAMES: Further =
 fn application() -> Value {
     json!({
         "id": APPLICATION, "uid": "acme", "name": "Acme", "accepts_unknown_types": true,
-        "created_at": TIME, "updated_at": TIME,
+        "payload_retention_days": 7,        "created_at": TIME, "updated_at": TIME,
     })
 }
 
@@ -51,6 +51,14 @@ fn settings() -> Value {
                 told(
                     or_null(schemas::boolean()),
                     "Whether events of types that no catalogue has are accepted; by default they are",
+                ),
+            ),
+            (
+                "payload_retention_days",
+                told(
+                    or_null(json!({"type": "integer", "minimum": 1})),
+                    "After how many days payloads are dropped, at most PAYLOAD_RETENTION_DAYS, which \
+                     is the default",
                 ),
             ),
         ],

@@ -4,6 +4,7 @@
 mod api_keys;
 mod applications;
 mod deliveries;
+mod erasures;
 mod event_types;
 mod events;
 mod ingest;
@@ -34,6 +35,7 @@ pub fn of_the_api() -> Vec<Operation> {
         deliveries,
         vec![deliveries::status(), ingest::create()],
         replays::operations(),
+        erasures::operations(),
         subscriptions,
         event_types,
         applications::operations(),
@@ -58,6 +60,7 @@ mod examples {
     pub const DELIVERY: &str = "dlv_0192d4e012347abc8def012345600001";
     /// A replay's id.
     pub const REPLAY: &str = "rpl_0192d4e012347abc8def0123456789ab";
+    pub const ERASURE: &str = "ers_0192d4e012347abc8def0123456789ab";
     /// A subscription's id.
     pub const SUBSCRIPTION: &str = "sub_0192d4e012347abc8def0123456789ab";
     /// When it happened.

@@ -1,5 +1,6 @@
 //! `/subscriptions`: which events go where.
 
+pub mod attention;
 pub mod secrets;
 pub mod settings;
 pub mod test_event;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use self::{
+    attention::AttentionBody,
     secrets::{new_secret, secret_for, signing_key},
     settings::{Given, REDACTED, fault, names},
 };
@@ -46,8 +48,8 @@ pub use settings::Bounds;
 /// How often a change is tried anew because somebody else changed the same subscription meanwhile.
 const CHANGE_ROUNDS_MAX: usize = 5;
 /// The parameters of `GET /subscriptions`.
-pub const PARAMETERS: &[&str; 6] =
-    &["application", "is_active", "event_type", "target_url", "limit", "cursor"];
+pub const PARAMETERS: &[&str; 7] =
+    &["application", "is_active", "attention", "event_type", "target_url", "limit", "cursor"];
 /// How many deliveries a deletion cancels itself, a disabling parks, and a statement cancels of what
 /// is parked.
 const AT_ONCE_MAX: i64 = 5_000;
@@ -90,6 +92,9 @@ pub struct SubscriptionBody {
     metadata: Option<Box<RawValue>>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+    /// Why somebody should look at it, in a list of those that want it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention: Option<Vec<AttentionBody>>,
     /// In the answer that makes it, and never again in this form.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
@@ -145,6 +150,7 @@ fn shown(
         metadata: json(settings.metadata),
         created_at,
         updated_at,
+        attention: None,
         secret,
     })
 }
@@ -230,6 +236,11 @@ pub async fn list(
             .read("cursor", |text| Cursor::Subscriptions.read(text))?
             .map(SubscriptionId::from_uuid),
     };
+    let wants_attention = given
+        .read("attention", |text| if text == "true" { Ok(()) } else { Err("must be true") })?;
+    if wants_attention.is_some() {
+        return Ok(Json(attention::page(&state, application, &filter, limit).await?));
+    }
     let rows = state.store.subscriptions(application, &filter, extract::rows_of(limit)).await?;
     let (rows, next_cursor) = Cursor::Subscriptions.page(rows, limit, |row| row.id().uuid());
     let data = rows.into_iter().map(|row| shown(&state, application, row, None));

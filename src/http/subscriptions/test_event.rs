@@ -15,6 +15,7 @@ use crate::{
         ApplicationId, DeliveryId, EventId, EventType, EventTypePattern, EventTypePatterns,
         Payload, Permission, Submission, TargetUrl,
         event::{Metadata, Route},
+        operator,
     },
     http::{
         ApiError, ApiState, body,
@@ -117,6 +118,9 @@ async fn example_of(
     application: ApplicationId,
     event_type: &EventType,
 ) -> Result<Option<Bytes>, ApiError> {
+    if let Some(example) = operator::example_of(event_type.as_str()) {
+        return Ok(Some(Bytes::from_static(example.as_bytes())));
+    }
     let row = event_types::seen_by(state, application, event_type).await?;
     Ok(row.and_then(|row| row.definition().example).map(Bytes::from))
 }

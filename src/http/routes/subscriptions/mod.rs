@@ -114,6 +114,12 @@ fn list() -> Operation {
                 take::application(),
                 take::of_query("is_active", "Only those that are, or that are not", boolean()),
                 take::of_query(
+                    "attention",
+                    "Only those that somebody should look at: disabled by the service, failing, or \
+                     behind",
+                    json!({"const": true}),
+                ),
+                take::of_query(
                     "event_type",
                     "With this very pattern",
                     schemas::event_type_pattern(),
