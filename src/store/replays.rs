@@ -173,7 +173,8 @@ impl ReplayRow {
     /// How far it got: it has looked at what was accepted up to then, of the deliveries that had ended
     /// or, after those, of the events. `None`: at nothing yet.
     pub fn reached_at(&self) -> Option<DateTime<Utc>> {
-        let cursor = if self.has_all_ended { self.event_cursor } else { self.delivery_cursor };
+        let is_at_events = self.has_all_ended && self.include_unrouted;
+        let cursor = if is_at_events { self.event_cursor } else { self.delivery_cursor };
         let unix_ms = i64::try_from(unix_ms_of(cursor)).ok().filter(|ms| *ms > 0)?;
         DateTime::from_timestamp_millis(unix_ms)
     }

@@ -78,6 +78,10 @@ async fn it_survives_a_crash_and_queues_each_once() {
     let _service = Process::start(free_port().await, &environment).await;
     let done = wait_for(&app, &made, "completed").await;
     assert_eq!((&done["matched"], &done["queued"]), (&json!(COUNT), &json!(COUNT)));
+    // The newest of its events, and not where it began.
+    let reached = done["reached_at"].as_str().unwrap();
+    let newest = app.event(events.iter().max().unwrap()).await;
+    assert_eq!(reached[..19], newest["created_at"].as_str().unwrap()[..19]);
     wait_until_ended(&app, COUNT).await;
     assert_eq!(replayed(&app.store).await, (i64::try_from(COUNT).unwrap(), 1));
     let arrivals = arrivals(&receiver);
