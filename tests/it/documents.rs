@@ -15,10 +15,13 @@ const FOREIGN: &[&str] = &[
     "AF_INET6",
     "AF_UNIX",
     "CARGO_PROFILE_RELEASE_DEBUG",
+    "HTTP_WEBHOOK_ID",
     "POSTGRES_DB",
     "POSTGRES_PASSWORD",
     "POSTGRES_USER",
     "SSL_CERT_FILE",
+    "UNIX_EPOCH",
+    "UTF_8",
 ];
 
 /// A document and its text.
@@ -44,7 +47,7 @@ fn documents() -> Vec<Document> {
         .chain(["Dockerfile", "docker-compose.yml", "docs/prove.sh"])
         .map(|name| root().join(name))
         .collect();
-    for folder in ["docs", "docs/decisions"] {
+    for folder in ["docs", "docs/decisions", "docs/guides"] {
         let entries = fs::read_dir(root().join(folder)).unwrap();
         let files = entries.map(|entry| entry.unwrap().path());
         paths.extend(files.filter(|path| path.extension().is_some_and(|ending| ending == "md")));

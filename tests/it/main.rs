@@ -18,6 +18,7 @@ mod embedded_postgres;
 mod erasure;
 mod event_types;
 mod explaining;
+mod guides;
 mod log;
 mod openapi;
 mod operator_events;

@@ -104,13 +104,13 @@ async fn ask(
 
 /// A Python with the library. Without Python, or without a way to get the library, the test says so
 /// and is skipped.
-fn python_with_library() -> Option<PathBuf> {
+pub fn python_with_library() -> Option<PathBuf> {
     python_with("python", "standardwebhooks==1.1.0\n")
 }
 
 /// A folder with the script, the library and what that needs. Without node the test says so and is
 /// skipped; all else fails it.
-fn javascript_with_library() -> Option<PathBuf> {
+pub fn javascript_with_library() -> Option<PathBuf> {
     if let Err(error) = run(Command::new("node").arg("--version")) {
         skip(&format!("node and npm are needed: {error}"));
         return None;

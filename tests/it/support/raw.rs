@@ -75,7 +75,12 @@ async fn serve(mut stream: TcpStream, misdeed: Misdeed) -> std::io::Result<()> {
         }
     }
     match misdeed {
-        Misdeed::Write(bytes) => stream.write_all(&bytes).await?,
+        Misdeed::Write(bytes) => {
+            stream.write_all(&bytes).await?;
+            stream.shutdown().await?;
+            // An end, and not a reset, which it would be while some of the request is not read.
+            while stream.read_buf(&mut head).await? > 0 {}
+        }
         Misdeed::Drip(bytes) => {
             stream.write_all(&bytes).await?;
             loop {

@@ -82,9 +82,27 @@ pub fn run(command: &mut Command) -> Result<(), String> {
     Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
+/// Whether a program is here. If it is not, the test says so and is skipped; with `CI` set only if
+/// `CI_LACKS` names it.
+pub fn is_here(program: &str, argument: &str) -> bool {
+    let Err(error) = run(Command::new(program).arg(argument)) else { return true };
+    let why = format!("{program} is needed: {error}");
+    let lacks = std::env::vars().find(|(name, _)| name == "CI_LACKS");
+    if lacks.is_some_and(|(_, lacks)| lacks.split(' ').any(|lacked| lacked == program)) {
+        tell_skipped(&why);
+    } else {
+        skip(&why);
+    }
+    false
+}
+
 /// Says why a test does nothing; with `CI` set it has to do something.
 pub fn skip(why: &str) {
     assert!(!std::env::vars().any(|(name, _)| name == "CI"), "{why}");
+    tell_skipped(why);
+}
+
+fn tell_skipped(why: &str) {
     #[expect(clippy::print_stderr, reason = "says why a test did nothing")]
     {
         eprintln!("skipped: {why}");
