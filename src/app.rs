@@ -22,7 +22,9 @@ use crate::{
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{self, ApiState, BatchRoom, Known, Limit, SubscriptionBounds, Targets},
+    http::{
+        self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, SubscriptionBounds, Targets,
+    },
     ingest::{Batcher, Catalogue, Handover, Intake, Mover, Routes},
     sealing,
     store::{Store, StoreError},
@@ -186,6 +188,7 @@ impl App {
             let mover = Mover::new(outbox_store.clone(), store.clone(), intake, catalogue.clone());
             tasks.spawn(watched("mover", mover.run(stop.clone()), &stop, &failed))
         });
+        tasks.spawn(handover.waiters().clone().look(store.clone(), stop.clone()));
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
             tasks.spawn(sample_clock(store.clone(), clock.clone(), stop.clone()));
@@ -221,6 +224,9 @@ impl App {
                 default: config.target_url.clone(),
                 addresses: config.addresses.clone(),
             },
+            dispatch: config.dispatch,
+            dispatches: DispatchesUnderWay::default(),
+            signing_keys: config.signing_keys.named.clone(),
             body_limit: Limit { bytes_max: config.request_body_max, setting: "REQUEST_BODY_MAX" },
             batch_limit: Limit { bytes_max: config.batch_body_max, setting: "BATCH_BODY_MAX" },
             batch_room: BatchRoom::default(),

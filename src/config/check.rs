@@ -15,14 +15,16 @@ use sqlx::postgres::PgConnectOptions;
 use super::{
     encryption::{self, MAKE_KEY},
     settings::{DEFAULT_SECRET, Days, Role, Settings},
+    signing,
 };
 use crate::{
     domain::{
         RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, retry::RetryPolicyError,
         sealing::SealingKeys, signature::SigningKeys,
     },
-    http::{Access, AdminKey},
+    http::{Access, AdminKey, DispatchBounds},
     store::partitions::Retention,
+    worker::Keys,
 };
 
 const DEFAULT_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
@@ -37,6 +39,9 @@ const HTTP_TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.1..=300.0;
 /// The bounds of `WORKER_POLL_INTERVAL`, in seconds: less is a busy loop, and more strands what a
 /// lost wake-up has left.
 const WORKER_POLL_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=60.0;
+/// The bounds of `DISPATCH_INLINE_MAX`, and of `DISPATCH_WAIT` in seconds.
+const DISPATCH_INLINE: std::ops::RangeInclusive<usize> = 0..=100;
+const DISPATCH_WAIT_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=300.0;
 /// The bounds of `IN_FLIGHT_MAX`: one lane may have half of it, and at least one request.
 const IN_FLIGHT: std::ops::RangeInclusive<usize> = 2..=100_000;
 const LANE_IN_FLIGHT: std::ops::RangeInclusive<usize> = 1..=10_000;
@@ -73,13 +78,15 @@ pub struct Config {
     /// only: one is kept beside it.
     pub encryption: Option<SealingKeys>,
     /// What signs explicit targets.
-    pub signing_keys: SigningKeys,
+    pub signing_keys: Keys,
     /// Whether that is the secret that everybody knows.
     pub signs_with_default_secret: bool,
     /// The target of an event that names none.
     pub target_url: Option<TargetUrl>,
     /// Which addresses may be called.
     pub addresses: AddressPolicy,
+    /// What the answer of a dispatch waits for.
+    pub dispatch: DispatchBounds,
     /// The backstop of the queue.
     pub poll_interval: Duration,
     /// The deadline over one exchange.
@@ -211,16 +218,18 @@ impl Settings {
             return Err(ConfigError::RetryAfter);
         }
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
+        let (signing_keys, suspicious_keys) = self.signing_keys()?;
         Ok(Config {
             database: self.database()?,
             encryption: self.encryption(database_url.is_some())?,
             bind,
             role: self.role,
             access: self.access(bind, key)?,
-            signing_keys: self.signing_keys()?,
+            signing_keys,
             signs_with_default_secret: self.webhook_secret.0 == DEFAULT_SECRET,
             target_url: self.target(is_local_default, &addresses)?,
             addresses,
+            dispatch: self.dispatch()?,
             poll_interval: self.poll_interval()?,
             http_timeout,
             retry,
@@ -242,7 +251,7 @@ impl Settings {
                 &RESPONSE_BODY_BYTES,
             )?,
             shutdown_grace: self.shutdown_grace.duration(),
-            warnings: self.warnings(),
+            warnings: self.warnings(&suspicious_keys),
         })
     }
 
@@ -315,10 +324,23 @@ impl Settings {
         }
     }
 
-    fn signing_keys(&self) -> Result<SigningKeys, ConfigError> {
-        let key = SigningKey::from_secret(&self.webhook_secret.0)
-            .map_err(|error| bad("WEBHOOK_SECRET", error))?;
-        Ok(SigningKeys::single(key))
+    /// The keys, and the names of those that look like base64 and are none.
+    fn signing_keys(&self) -> Result<(Keys, Vec<String>), ConfigError> {
+        let own = &self.webhook_secret.0;
+        let key = SigningKey::from_secret(own).map_err(|error| bad("WEBHOOK_SECRET", error))?;
+        let list = self.signing_keys.as_ref().map_or("", |list| list.0.as_str());
+        let (named, suspicious) = signing::keys(list, own)?;
+        Ok((Keys { own: SigningKeys::single(key), named }, suspicious))
+    }
+
+    fn dispatch(&self) -> Result<DispatchBounds, ConfigError> {
+        if !DISPATCH_WAIT_SECONDS.contains(&self.dispatch_wait.0) {
+            return Err(bad("DISPATCH_WAIT", "must be 0.05 to 300 seconds"));
+        }
+        Ok(DispatchBounds {
+            inline_max: within("DISPATCH_INLINE_MAX", self.dispatch_inline_max, &DISPATCH_INLINE)?,
+            wait: self.dispatch_wait.duration(),
+        })
     }
 
     fn addresses(&self, is_local_default: bool) -> Result<AddressPolicy, ConfigError> {
@@ -390,11 +412,14 @@ impl Settings {
         if lane > all / 2 { Err(ConfigError::Lane { lane, all }) } else { Ok((all, lane)) }
     }
 
-    fn warnings(&self) -> Vec<String> {
+    fn warnings(&self, suspicious_keys: &[String]) -> Vec<String> {
         let mut warnings = Vec::new();
-        if is_mistaken_for_base64(&self.webhook_secret.0) {
+        let secret = is_mistaken_for_base64(&self.webhook_secret.0);
+        let secret = secret.then(|| "WEBHOOK_SECRET".to_owned());
+        let keys = suspicious_keys.iter().map(|name| format!("SIGNING_KEYS (`{name}`)"));
+        for secret in secret.into_iter().chain(keys) {
             warnings.push(format!(
-                "WEBHOOK_SECRET begins with `{SECRET_PREFIX}`, but what follows is not the base64 \
+                "{secret} begins with `{SECRET_PREFIX}`, but what follows is not the base64 \
                  of {} to {} bytes: its text signs as it stands, and receivers that decode it will \
                  refuse every signature",
                 SECRET_BYTES.start(),
@@ -423,7 +448,7 @@ impl Settings {
 }
 
 /// Whether a secret says that it is base64, and is not.
-fn is_mistaken_for_base64(secret: &str) -> bool {
+pub(super) fn is_mistaken_for_base64(secret: &str) -> bool {
     secret.strip_prefix(SECRET_PREFIX).is_some_and(|text| {
         !STANDARD.decode(text).is_ok_and(|bytes| SECRET_BYTES.contains(&bytes.len()))
     })

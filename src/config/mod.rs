@@ -4,6 +4,7 @@
 mod check;
 mod encryption;
 mod settings;
+mod signing;
 
 pub use check::{Config, ConfigError, Database};
 pub use settings::{Days, Hidden, NoDuration, Role, Seconds, Settings, Surroundings};

@@ -33,6 +33,11 @@ pub struct Settings {
     #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, default_value = DEFAULT_SECRET,
           hide_default_value = true)]
     pub webhook_secret: Hidden,
+    /// Keys that sign explicit targets of dispatches which name them, separated by commas: `id=secret`
+    /// for the application `default`, `application/id=secret` for others (the application by its id or
+    /// uid). Ids are letters, digits, `_`, `-` and `.`; secrets 16 to 256 bytes without a comma.
+    #[arg(long, env = "SIGNING_KEYS", hide_env_values = true)]
+    pub signing_keys: Option<Hidden>,
     /// Keys that seal secrets in the database, separated by commas: the first seals, all open (1 to
     /// 8). Each is 32 bytes as base64 or hexadecimal digits [default without DATABASE_URL: one that
     /// is made and kept in DATA_DIR; otherwise it is required].
@@ -57,6 +62,12 @@ pub struct Settings {
     /// local default].
     #[arg(long, env = "REQUIRE_HTTPS")]
     pub require_https: Option<bool>,
+    /// Targets of a dispatch up to which its answer waits for their results (0 to 100).
+    #[arg(long, env = "DISPATCH_INLINE_MAX", default_value = "10")]
+    pub dispatch_inline_max: usize,
+    /// How long the answer of a dispatch waits for results, in seconds (0.05 to 300).
+    #[arg(long, env = "DISPATCH_WAIT", default_value = "16")]
+    pub dispatch_wait: Seconds,
     /// The longest time without looking into the queue, in seconds (0.05 to 60); a backstop, not the
     /// normal way to wake.
     #[arg(long, env = "WORKER_POLL_INTERVAL", default_value = "1.5")]

@@ -8,7 +8,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT
 use url::Url;
 
 use crate::domain::{
-    DeliveryId, EventId, TargetUrl,
+    DeliveryId, EventId, KeyName, TargetUrl,
     signature::SigningKeys,
     subscription::{CustomHeaders, Method, SignatureHeaders},
 };
@@ -21,6 +21,7 @@ const X_TIMESTAMP: HeaderName = HeaderName::from_static("x-webhook-timestamp");
 const X_DELIVERY_ID: HeaderName = HeaderName::from_static("x-webhook-delivery-id");
 const X_ATTEMPT: HeaderName = HeaderName::from_static("x-webhook-attempt");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_KEY_ID: HeaderName = HeaderName::from_static("x-webhook-key-id");
 const X_EVENT: HeaderName = HeaderName::from_static("x-webhook-event");
 const X_EVENT_TYPE: HeaderName = HeaderName::from_static("x-webhook-event-type");
 const X_EVENT_ID: HeaderName = HeaderName::from_static("x-webhook-event-id");
@@ -50,6 +51,8 @@ pub struct Attempt<'a> {
     pub headers: &'a CustomHeaders,
     /// What signs it.
     pub signature: Signature<'a>,
+    /// The name of the key that signs it, if it was chosen by name.
+    pub signing_key: Option<&'a KeyName>,
     /// The bytes to sign and to send.
     pub body: &'a Bytes,
 }
@@ -63,6 +66,8 @@ pub enum Signature<'a> {
     By(&'a SigningKeys, SignatureHeaders),
     /// Keys that do not open: nothing is sent without the signature that is expected.
     Unreadable,
+    /// A key that was chosen by name, and is not there any more: the same.
+    Missing(&'a KeyName),
 }
 
 /// A request, ready to go.
@@ -87,6 +92,12 @@ pub enum RequestRefused {
     /// See [`Signature::Unreadable`].
     #[error("the signing key is sealed with a key that ENCRYPTION_KEY does not name")]
     Key,
+    /// See [`Signature::Missing`].
+    #[error(
+        "the signing key `{0}` is not among the SIGNING_KEYS of the application any more: put it back \
+         and retry, or send it anew with another one"
+    )]
+    NoSuchKey(KeyName),
 }
 
 impl Outgoing {
@@ -115,6 +126,10 @@ impl Outgoing {
                 }
             }
             Signature::Unreadable => return Err(RequestRefused::Key),
+            Signature::Missing(name) => return Err(RequestRefused::NoSuchKey(name.clone())),
+        }
+        if let Some(name) = attempt.signing_key {
+            headers.insert(X_KEY_ID, values.put(format_args!("{name}")));
         }
         headers.insert(WEBHOOK_TIMESTAMP, values.put(format_args!("{unix_seconds}")));
         headers.insert(X_TIMESTAMP, values.put(format_args!("{time}")));
@@ -209,6 +224,7 @@ mod tests {
             headers: &CustomHeaders::default(),
             signature: Signature::By(&keys, SignatureHeaders::Standard),
             target: &target,
+            signing_key: None,
             body: &Bytes::from_static(b"{}"),
         };
         let outgoing = Outgoing::of(&attempt).unwrap();
@@ -254,6 +270,7 @@ mod tests {
                 headers: &own,
                 signature,
                 target: &TargetUrl::parse("http://a/").unwrap(),
+                signing_key: None,
                 body: &Bytes::from_static(b"{}"),
             };
             Outgoing::of(&attempt).map(|outgoing| {
@@ -288,6 +305,7 @@ mod tests {
             headers: &CustomHeaders::default(),
             signature: Signature::None,
             target: &TargetUrl::parse("http://a/").unwrap(),
+            signing_key: None,
             body: &Bytes::new(),
         };
         let headers = Outgoing::of(&attempt).unwrap().headers;

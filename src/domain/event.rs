@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{
     ids::{ApplicationId, SubscriptionId},
     json::{self, JsonError, Nul},
-    target::TargetUrl,
+    target::{NamedTarget, TargetUrl},
 };
 
 /// How many bytes the name of an event type may have.
@@ -157,8 +157,11 @@ impl Metadata {
     }
 }
 
+/// The route's name in SQL of an event whose targets each have settings of their own.
+pub const TARGETS: &str = "targets";
+
 /// How a submission finds its targets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Route {
     /// To the subscriptions that match, if any.
     Subscriptions,
@@ -168,6 +171,8 @@ pub enum Route {
     Default(TargetUrl),
     /// To this one subscription, whatever types and payloads it asks for.
     One(SubscriptionId),
+    /// To these, as the request says of each.
+    Targets(Vec<NamedTarget>),
 }
 
 impl Route {
@@ -178,6 +183,7 @@ impl Route {
             Self::Explicit(_) => Some("target"),
             Self::Default(_) => Some("default"),
             Self::One(_) => Some("one"),
+            Self::Targets(_) => Some(TARGETS),
         }
     }
 }
@@ -202,6 +208,18 @@ pub struct Submission {
 }
 
 impl Submission {
+    /// How many bytes it holds in memory that its caller chose: the payload, and targets with their
+    /// headers.
+    pub fn held_bytes(&self) -> usize {
+        let targets = match &self.route {
+            Route::Targets(targets) => targets.as_slice(),
+            Route::Subscriptions | Route::Explicit(_) | Route::Default(_) | Route::One(_) => &[],
+        };
+        let of_target =
+            |target: &NamedTarget| target.url.as_str().len() + target.settings.headers.bytes();
+        self.payload.bytes().len() + targets.iter().map(of_target).sum::<usize>()
+    }
+
     /// A hash of all that makes two submissions the same, the idempotency key left out. A change
     /// of the settings' target does not make a repeated request another one.
     pub fn fingerprint(&self) -> [u8; 32] {
@@ -222,6 +240,16 @@ impl Submission {
             Route::Explicit(target) => part(b"target", Some(target.as_str().as_bytes())),
             Route::Default(_) => part(b"default", Some(b"")),
             Route::One(id) => part(b"subscription", Some(id.uuid().as_bytes())),
+            Route::Targets(targets) => {
+                for NamedTarget { url, settings } in targets {
+                    part(b"target", Some(url.as_str().as_bytes()));
+                    part(b"method", Some(settings.method.as_str().as_bytes()));
+                    part(b"headers", Some(&settings.headers.to_json()));
+                    part(b"key", settings.signing_key.as_ref().map(|key| key.as_str().as_bytes()));
+                    let retry = settings.retry.as_ref().and_then(|r| serde_json::to_vec(r).ok());
+                    part(b"retry", retry.as_deref());
+                }
+            }
         }
         hash.finalize().into()
     }

@@ -23,6 +23,7 @@ pub mod event_types;
 pub mod filter;
 pub mod ids;
 pub mod json;
+pub mod named_keys;
 pub mod operator;
 pub mod outcome;
 pub mod pacing;
@@ -47,6 +48,7 @@ pub use ids::{
     ApiKeyId, ApplicationId, AttemptId, DeliveryId, ErasureId, EventId, LaneId, ReplayId,
     SigningKeyId, SubscriptionId,
 };
+pub use named_keys::{KeyName, NamedKeys};
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};
 pub use schema::Schema;

@@ -78,6 +78,11 @@ impl RetryPolicy {
         Ok(Self { attempts_max, delays: Delays::Exponential { base, longest: delay_max } })
     }
 
+    /// One attempt, and no more.
+    pub fn once() -> Self {
+        Self { attempts_max: 1, delays: Delays::Named(Vec::new()) }
+    }
+
     /// A policy of named delays: one attempt more than there are delays.
     pub fn schedule(delays: Vec<Duration>) -> Result<Self, RetryPolicyError> {
         if !(1..=DELAYS_MAX).contains(&delays.len()) {

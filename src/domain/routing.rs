@@ -13,7 +13,7 @@ use super::{
     ids::{ApplicationId, LaneId},
     operator,
     subscription::KeyRing,
-    target::TargetUrl,
+    target::{NamedTarget, TargetSettings, TargetUrl},
 };
 
 /// What routing and sending know of an application.
@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub version: i64,
     /// What signs its explicit targets; `None`: the key of the settings.
     pub keys: Option<KeyRing>,
+    /// Its owner's name for it, by which settings may name it.
+    pub uid: Option<String>,
     places: HashMap<SubscriptionId, Place>,
     /// Those that can be read, in the order of their ids, and so of time.
     subscriptions: Vec<Arc<Subscription>>,
@@ -55,7 +57,14 @@ impl Snapshot {
         let mut subscriptions: Vec<_> = readable.collect();
         subscriptions.sort_unstable_by_key(|subscription| subscription.id);
         let index = PatternIndex::new(subscriptions.iter().map(|one| &one.event_types));
-        Self { application, version, keys, places, subscriptions, index }
+        Self { application, version, keys, uid: None, places, subscriptions, index }
+    }
+
+    /// The same, of an application of this uid.
+    #[must_use]
+    pub fn called(mut self, uid: &str) -> Self {
+        self.uid = Some(uid.to_owned());
+        self
     }
 
     /// The subscriptions that can be read, in the order of their ids.
@@ -75,7 +84,7 @@ impl Snapshot {
 }
 
 /// One delivery to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Destination {
     /// What it shares its limits with.
     pub lane: LaneId,
@@ -85,22 +94,42 @@ pub struct Destination {
     pub target: TargetUrl,
     /// Its subscription is disabled: it waits until that ends.
     pub is_parked: bool,
+    /// How an explicit target is called, if the request says more than its URL.
+    pub settings: Option<Arc<TargetSettings>>,
 }
 
 /// The deliveries that a submission comes to, in a stable order.
 pub fn route(snapshot: &Snapshot, submission: &Submission) -> Vec<Destination> {
     match &submission.route {
-        Route::Explicit(target) | Route::Default(target) => vec![Destination {
-            lane: target.lane(snapshot.application),
-            subscription: None,
-            target: target.clone(),
-            is_parked: false,
-        }],
+        Route::Explicit(target) | Route::Default(target) => {
+            vec![explicit(snapshot, target, None)]
+        }
+        Route::Targets(targets) => {
+            let targets = targets.iter();
+            let explicit = |NamedTarget { url, settings }: &NamedTarget| {
+                explicit(snapshot, url, Some(settings.clone()))
+            };
+            targets.map(explicit).collect()
+        }
         Route::Subscriptions => matching(snapshot, submission).map(destination).collect(),
         Route::One(id) => match snapshot.subscription(*id) {
             Some(Place::Subscription(subscription)) => vec![destination(subscription)],
             Some(Place::Unreadable) | None => Vec::new(),
         },
+    }
+}
+
+fn explicit(
+    snapshot: &Snapshot,
+    target: &TargetUrl,
+    settings: Option<Arc<TargetSettings>>,
+) -> Destination {
+    Destination {
+        lane: target.lane(snapshot.application),
+        subscription: None,
+        target: target.clone(),
+        is_parked: false,
+        settings,
     }
 }
 
@@ -110,6 +139,7 @@ fn destination(subscription: &Subscription) -> Destination {
         subscription: Some(subscription.id),
         target: subscription.sending.target.clone(),
         is_parked: !subscription.is_active,
+        settings: None,
     }
 }
 
@@ -244,6 +274,7 @@ mod tests {
             subscription: None,
             target,
             is_parked: false,
+            settings: None,
         };
         assert_eq!(route(&snapshot, &submission), [expected]);
     }

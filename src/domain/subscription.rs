@@ -1,6 +1,6 @@
 //! Subscriptions: which events of an application go where, and how they are sent there.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
 use http::header::{HeaderName, HeaderValue};
@@ -259,6 +259,25 @@ impl CustomHeaders {
     /// Names and values.
     pub fn iter(&self) -> impl Iterator<Item = &(HeaderName, HeaderValue)> {
         self.0.iter()
+    }
+
+    /// As an object of JSON, to be sealed.
+    pub fn to_json(&self) -> Vec<u8> {
+        let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let headers: BTreeMap<&str, String> =
+            self.0.iter().map(|(name, value)| (name.as_str(), text(value))).collect();
+        serde_json::to_vec(&headers).expect("text is JSON")
+    }
+
+    /// From such an object.
+    pub fn from_json(json: &[u8]) -> Option<Self> {
+        let headers: BTreeMap<String, String> = serde_json::from_slice(json).ok()?;
+        Self::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))).ok()
+    }
+
+    /// How many bytes names and values have together.
+    pub fn bytes(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
     }
 
     /// Whether there is none.

@@ -1,12 +1,18 @@
 //! Where a delivery goes: an http(s) URL that has been read and checked once.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use sha2::{Digest, Sha256};
 use url::{Host, Url};
 use uuid::Uuid;
 
-use super::ids::{ApplicationId, LaneId};
+use super::{
+    RetryPolicy,
+    ids::{ApplicationId, DeliveryId, LaneId},
+    named_keys::KeyName,
+    retry::RetryPolicyError,
+    subscription::{CustomHeaders, Method, RetrySettings},
+};
 
 /// How many bytes a target URL may have.
 pub const URL_BYTES_MAX: usize = 2_048;
@@ -98,6 +104,53 @@ impl TargetUrl {
         let bytes: [u8; 16] = digest[..16].try_into().expect("a SHA-256 digest has 32 bytes");
         LaneId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())
     }
+}
+
+/// A target with all that its request says about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedTarget {
+    /// Where it is.
+    pub url: TargetUrl,
+    /// How it is called. Targets of one request may share it.
+    pub settings: Arc<TargetSettings>,
+}
+
+/// How an explicit target is called, where the request says more than its URL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TargetSettings {
+    /// The method.
+    pub method: Method,
+    /// Headers beside ours. They may carry credentials.
+    pub headers: CustomHeaders,
+    /// What signs, if not the application's own key.
+    pub signing_key: Option<KeyName>,
+    /// When a failed delivery is tried again; `None`: never.
+    pub retry: Option<RetrySettings>,
+    policy: RetryPolicy,
+}
+
+impl TargetSettings {
+    /// Settings whose policy, if there is one, is possible.
+    pub fn new(
+        method: Method,
+        headers: CustomHeaders,
+        signing_key: Option<KeyName>,
+        retry: Option<RetrySettings>,
+    ) -> Result<Self, RetryPolicyError> {
+        let policy =
+            retry.as_ref().map_or_else(|| Ok(RetryPolicy::once()), RetrySettings::policy)?;
+        Ok(Self { method, headers, signing_key, retry, policy })
+    }
+
+    /// When a failed delivery is tried again.
+    pub fn policy(&self) -> &RetryPolicy {
+        &self.policy
+    }
+}
+
+/// What the sealed headers of an explicit target are bound to (see [`super::sealing`]).
+pub fn sealed_headers_of(id: DeliveryId) -> Vec<u8> {
+    format!("target headers {id}").into_bytes()
 }
 
 /// The address, if the host of a URL is one rather than a name.

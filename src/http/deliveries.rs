@@ -94,6 +94,9 @@ pub struct DeliveryBody {
     ended_at: Option<DateTime<Utc>>,
     /// It has ended, and is sent again: by hand, or by a replay.
     is_sent_again: bool,
+    /// The key of the settings that signs, where all is shown and the request named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature_key_id: Option<String>,
     /// Where all is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<Vec<AttemptBody>>,
@@ -300,6 +303,7 @@ impl DeliveryBody {
             created_at: row.created_at,
             ended_at: row.ended_at,
             is_sent_again: row.is_sent_again,
+            signature_key_id: row.signing_key,
             attempts: None,
         }
     }

@@ -37,8 +37,9 @@ pub struct ExplanationBody {
     event_type: Option<String>,
     created_at: DateTime<Utc>,
     /// How its targets were found: the application's `subscriptions` were asked, or the request named
-    /// a `target`, or neither did and the service has a `default`, or it came for `one` subscription.
-    #[schemars(extend("enum" = ["subscriptions", "target", "default", "one"]))]
+    /// a `target` or `targets`, or it did not and the service has a `default`, or it came for `one`
+    /// subscription.
+    #[schemars(extend("enum" = ["subscriptions", "target", "targets", "default", "one"]))]
     route: String,
     delivery_count: i32,
     /// Every subscription of the application as it was when the event was routed, oldest first; where
@@ -133,7 +134,7 @@ pub async fn show(
     let event = event.ok_or(ApiError::EventNotFound(None))?;
 
     let (mut data, mut next_cursor) = (Vec::new(), None);
-    if matches!(event.route.as_deref(), Some("target" | "default")) {
+    if matches!(event.route.as_deref(), Some("target" | "targets" | "default")) {
         let rows = state.store.deliveries_of(application, id, Which::ToTargets).await?;
         data.extend(rows.into_iter().map(VerdictBody::of_target));
     } else {

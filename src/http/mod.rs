@@ -8,6 +8,8 @@ mod body;
 mod caller;
 mod catalogue;
 mod deliveries;
+mod dispatch;
+mod dispatch_request;
 mod erasures;
 mod event_types;
 mod events;
@@ -40,7 +42,7 @@ use tower::util::MapRequest;
 use self::caller::Caller;
 use crate::{
     clock::Clock,
-    domain::sealing::SealingKeys,
+    domain::{NamedKeys, sealing::SealingKeys},
     ingest::{Catalogue, Handover, Ingest},
     store::Store,
 };
@@ -48,6 +50,7 @@ use crate::{
 pub use access::{Access, AdminKey};
 pub use body::{BatchRoom, Limit};
 pub use caller::Known;
+pub use dispatch::{DispatchBounds, DispatchesUnderWay};
 pub use problem::ApiError;
 pub use submission::Targets;
 pub use subscriptions::Bounds as SubscriptionBounds;
@@ -67,7 +70,7 @@ pub struct Api {
     pub store: Store,
     /// The way in.
     pub ingest: Ingest,
-    /// Read for metrics only.
+    /// For who waits for results, for what is due now, and for metrics.
     pub handover: Arc<Handover>,
     /// Who may call.
     pub access: Access,
@@ -83,6 +86,12 @@ pub struct Api {
     pub subscription_bounds: SubscriptionBounds,
     /// What an event's target may be.
     pub targets: Targets,
+    /// What the answer of a dispatch waits for.
+    pub dispatch: DispatchBounds,
+    /// Those that are on their way into the database.
+    pub dispatches: DispatchesUnderWay,
+    /// The keys that a dispatch can name.
+    pub signing_keys: NamedKeys,
     /// How many bytes the body of a request may have, and an event of a batch.
     pub body_limit: Limit,
     /// How many bytes the body of a batch may have.

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 
 use super::openapi::schemas;
 use crate::{
-    domain::{Permission, Role, ids::IdError},
+    domain::{KeyName, Permission, Role, ids::IdError},
     ingest::Rejected,
     store::StoreError,
 };
@@ -74,6 +74,9 @@ pub enum ApiError {
     /// No target was named, and there is no default.
     #[error("name a `target_url`, or a `type` that subscriptions ask for, or set TARGET_URL")]
     NoTarget,
+    /// A dispatch names a key that its application does not have.
+    #[error("`signatureKeyId`: this application has no key `{0}` in SIGNING_KEYS")]
+    UnknownSigningKey(KeyName),
     /// No such event, or not this caller's.
     #[error("there is no such event{}", because(.0.as_ref()))]
     EventNotFound(Option<IdError>),
@@ -208,6 +211,11 @@ impl ApiError {
             Self::NoTarget => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/no-target", "No target")
             }
+            Self::UnknownSigningKey(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "/problems/unknown-signing-key",
+                "Unknown signing key",
+            ),
             Self::EventNotFound(_) => {
                 (StatusCode::NOT_FOUND, "/problems/event-not-found", "Event not found")
             }

@@ -57,7 +57,7 @@ impl Draft {
     fn permission(&self) -> Permission {
         match self.route {
             Route::Subscriptions | Route::One(_) => Permission::Publish,
-            Route::Explicit(_) | Route::Default(_) => Permission::NameTargets,
+            Route::Explicit(_) | Route::Default(_) | Route::Targets(_) => Permission::NameTargets,
         }
     }
 
@@ -104,7 +104,7 @@ fn draft(
     let subject = field(&given, "subject", Subject::parse)?;
     let metadata = given.given("metadata").map(|metadata| Metadata::from_json(metadata.get()));
     let metadata = metadata.transpose().map_err(|error| fault("metadata", error))?;
-    let idempotency_key = key(&given, outer_key)?;
+    let idempotency_key = key(&given, "idempotency_key", outer_key)?;
     let target = given.string("target_url")?;
     let route = match (target, &event_type) {
         (Some(target), _) => Route::Explicit(checked_target(&target, &targets.addresses)?),
@@ -136,11 +136,12 @@ pub fn field<T, E: std::fmt::Display, const N: usize>(
     value.map(|text| parse(&text)).transpose().map_err(|error| fault(name, error))
 }
 
-fn key<const N: usize>(
+/// Reads the idempotency key of a field, or the one from elsewhere.
+pub fn key<const N: usize>(
     given: &Members<'_, N>,
+    name: &str,
     outer: Option<OuterKey>,
 ) -> Result<Option<IdempotencyKey>, Problem> {
-    let name = "idempotency_key";
     let inner = field(given, name, IdempotencyKey::parse)?;
     let outer = match (outer, &inner) {
         (Some(OuterKey::OfRequest(header)), Some(inner)) if header != inner.as_str() => {

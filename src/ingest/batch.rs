@@ -69,7 +69,7 @@ pub fn cut(backlog: &mut VecDeque<Waiting>) -> Vec<Waiting> {
     let mut bytes = 0;
     let mut count = 0;
     for waiting in backlog.iter().take(SUBMISSIONS_MAX) {
-        bytes += waiting.submission.payload.bytes().len();
+        bytes += waiting.submission.held_bytes();
         if count > 0 && bytes > PAYLOAD_BYTES_MAX {
             break;
         }
@@ -178,7 +178,8 @@ mod tests {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let room = Room { _bytes: permit, _of_many: None };
         let (answer, _) = oneshot::channel();
-        Waiting { submission: submission(" ".repeat(bytes - 1) + "1", None), answer, room }
+        let submission = submission(" ".repeat(bytes - 1) + "1", None);
+        Waiting { submission, answer, room }
     }
 
     #[test]
@@ -199,8 +200,13 @@ mod tests {
         let target = TargetUrl::parse("http://a/").unwrap();
         let lane = target.lane(DEFAULT_APPLICATION);
         let routed = [3_000, 2_000, 1, 9_000, 0].map(|count| {
-            let destination =
-                Destination { lane, subscription: None, target: target.clone(), is_parked: false };
+            let destination = Destination {
+                lane,
+                subscription: None,
+                target: target.clone(),
+                is_parked: false,
+                settings: None,
+            };
             Some(Routed { version: 1, destinations: vec![destination; count] })
         });
         assert_eq!(groups(&[0, 1, 2, 3, 4], &routed), [vec![0, 1], vec![2], vec![3], vec![4]]);

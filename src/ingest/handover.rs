@@ -15,6 +15,7 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::Waiters;
 use crate::{
     domain::{
         DeliveryId, LaneId,
@@ -48,6 +49,8 @@ pub struct Handover {
     claimable: Notify,
     /// Other processes should be told that something is due.
     tell_others: Notify,
+    /// Who waits for results.
+    waiters: Waiters,
 }
 
 impl Handover {
@@ -63,7 +66,13 @@ impl Handover {
             startable: Notify::new(),
             claimable: Notify::new(),
             tell_others: Notify::new(),
+            waiters: Waiters::default(),
         }
+    }
+
+    /// Who waits for results.
+    pub fn waiters(&self) -> &Waiters {
+        &self.waiters
     }
 
     /// The lanes, locked.

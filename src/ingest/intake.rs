@@ -13,6 +13,7 @@ use crate::{
     store::{
         events::{NewDelivery, NewEvent, Stored},
         queue::{Claim, ClaimToken},
+        targets::{Calling, NewTargetSettings},
     },
     telemetry,
 };
@@ -44,13 +45,21 @@ impl Intake {
         submission: &'a Submission,
         Routed { version, destinations }: Routed,
     ) -> NewEvent<'a> {
-        let bytes = submission.payload.bytes().len();
         let deliveries = destinations.into_iter().enumerate().map(|(ordinal, destination)| {
             let delivery_id = DeliveryId::of_event(event_id, ordinal);
-            let Destination { lane, subscription, target, is_parked } = destination;
-            let owner =
-                if is_parked { None } else { self.handover.reserve(delivery_id, lane, bytes) };
-            NewDelivery { delivery_id, lane, subscription, target, owner, is_parked }
+            let Destination { lane, subscription, target, is_parked, settings } = destination;
+            let sealed = |settings| {
+                let keys = self.routes.sealing();
+                NewTargetSettings::sealed(delivery_id, settings, keys, rand::random())
+            };
+            let (settings, owner) = (settings.map(sealed), None);
+            let mut delivery =
+                NewDelivery { delivery_id, lane, subscription, target, owner, is_parked, settings };
+            if !is_parked {
+                let bytes = delivery.held_bytes(submission);
+                delivery.owner = self.handover.reserve(delivery_id, lane, bytes);
+            }
+            delivery
         });
         let deliveries = deliveries.collect();
         NewEvent { event_id, submission, routing_version: version, deliveries }
@@ -67,6 +76,7 @@ impl Intake {
             let metadata: Option<Arc<str>> =
                 event.submission.metadata.as_ref().map(|metadata| metadata.as_str().into());
             for delivery in event.deliveries {
+                let held_bytes = delivery.held_bytes(event.submission);
                 match (stored, delivery.owner) {
                     (Stored::New, Some(owner)) => claims.push(Claim {
                         delivery_id: delivery.delivery_id,
@@ -87,12 +97,16 @@ impl Intake {
                         attempt_count: 0,
                         prior_count: 0,
                         scheduled_at: self.clock.now(),
+                        calling: delivery
+                            .settings
+                            .map_or(Calling::Usual, |one| Calling::As(one.settings)),
+                        held_bytes,
                     }),
                     (Stored::New, None) if !delivery.is_parked => left_in_queue.push(delivery.lane),
                     (_, Some(owner)) => {
                         let token = ClaimToken { owner, number: 1 };
-                        let bytes = payload.len();
-                        self.handover.take_back(delivery.delivery_id, token, delivery.lane, bytes);
+                        let (id, lane) = (delivery.delivery_id, delivery.lane);
+                        self.handover.take_back(id, token, lane, held_bytes);
                     }
                     (_, None) => {}
                 }
@@ -113,7 +127,7 @@ impl Intake {
     /// us, the reconciliation finds rows that we own and do not know, and releases them.
     pub fn abandon(&self, events: &[NewEvent<'_>]) {
         for (event, delivery, token) in owned(events) {
-            let bytes = event.submission.payload.bytes().len();
+            let bytes = delivery.held_bytes(event.submission);
             self.handover.take_back(delivery.delivery_id, token, delivery.lane, bytes);
         }
     }

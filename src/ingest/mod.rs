@@ -13,6 +13,7 @@ mod intake;
 mod mover;
 pub mod routes;
 mod snapshot;
+mod waiters;
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ pub use handover::Handover;
 pub use intake::Intake;
 pub use mover::Mover;
 pub use routes::Routes;
+pub use waiters::{Waiter, Waiters};
 
 /// How many submissions may wait for the batcher. Beyond it callers are told to come back later.
 pub const WAITING_MAX: usize = 4_096;
@@ -178,7 +180,7 @@ impl Ingest {
 }
 
 fn kib_of(submission: &Submission) -> u32 {
-    u32::try_from(submission.payload.bytes().len() / 1024 + 1).unwrap_or(u32::MAX)
+    u32::try_from(submission.held_bytes() / 1024 + 1).unwrap_or(u32::MAX)
 }
 
 /// Makes the way in and the end that the batcher reads.

@@ -49,7 +49,7 @@ pub fn changed(
         Signing::Keys(keys) => Some(keys),
         Signing::None | Signing::Unreadable => None,
     };
-    Snapshot::new(application, changes.version, keys, subscriptions)
+    Snapshot::new(application, changes.version, keys, subscriptions).called(&changes.uid)
 }
 
 /// The field that this version cannot read: a later one wrote it, or a key is missing.
@@ -103,8 +103,7 @@ fn headers(
 ) -> Option<CustomHeaders> {
     let Some(sealed) = &settings.sealed_headers else { return Some(CustomHeaders::default()) };
     let opened = sealing.open(sealed, &sealed::headers_of(id)).ok()?;
-    let headers: HashMap<String, String> = serde_json::from_slice(opened.bytes()).ok()?;
-    CustomHeaders::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))).ok()
+    CustomHeaders::from_json(opened.bytes())
 }
 
 /// Opens keys, newest first. One that does not open leaves none: signatures must not change because

@@ -187,7 +187,10 @@ impl Store {
                 keep_payloads(&mut transaction, id, payloads.days()).await?;
             }
             let mut query = QueryBuilder::<Postgres>::new("update application set uid = coalesce(");
-            query.push_bind(change.uid).push(", uid), name = coalesce(");
+            query.push_bind(change.uid).push(", uid), routing_version = routing_version");
+            // Senders know applications by their uids too: `SIGNING_KEYS` may name them so.
+            query.push(" + case when uid <> ").push_bind(change.uid).push(" then 1 else 0 end");
+            query.push(", name = coalesce(");
             query.push_bind(change.name).push(", name), accepts_unknown_types = coalesce(");
             query.push_bind(change.accepts_unknown_types);
             query.push(", accepts_unknown_types), updated_at = now() where application_id = ");

@@ -6,11 +6,14 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::dispatchers::DispatcherId;
+use super::{
+    dispatchers::DispatcherId,
+    targets::{Calling, TargetColumns},
+};
 use crate::domain::{
     ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, Run,
     SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
-    subscription::Method,
+    sealing::SealingKeys, subscription::Method,
 };
 
 /// What a result must carry to count.
@@ -53,6 +56,10 @@ pub struct Claim {
     pub prior_count: u32,
     /// When it became due, by the database's clock.
     pub scheduled_at: DateTime<Utc>,
+    /// How an explicit target is called.
+    pub calling: Calling,
+    /// What it holds in memory: the payload, and what its caller said about the target.
+    pub held_bytes: usize,
 }
 
 impl Claim {
@@ -68,7 +75,7 @@ impl Held for Claim {
     }
 
     fn bytes(&self) -> usize {
-        self.payload.len()
+        self.held_bytes
     }
 }
 
@@ -89,6 +96,8 @@ pub struct ClaimedRow {
     prior_count: i32,
     due_at: DateTime<Utc>,
     payload_bytes: i32,
+    #[sqlx(flatten)]
+    target_settings: TargetColumns,
     /// Older than a delivery may be: it must be buried, not sent.
     pub is_expired: bool,
 }
@@ -135,9 +144,9 @@ impl ClaimedRow {
         Run::from_name(self.run.as_deref()).unwrap_or(Run::Schedule)
     }
 
-    /// How many bytes its payload has.
-    pub fn payload_bytes(&self) -> usize {
-        usize::try_from(self.payload_bytes).unwrap_or_default()
+    /// How many bytes its claim will hold in memory.
+    pub fn held_bytes(&self) -> usize {
+        usize::try_from(self.payload_bytes).unwrap_or_default() + self.target_settings.bytes()
     }
 
     /// What a result must carry.
@@ -147,8 +156,15 @@ impl ClaimedRow {
 
     /// The claim, once its payload is there. `Err` gives the row back if its target cannot be read.
     #[expect(clippy::result_large_err, reason = "the row is moved back, not reported")]
-    pub fn into_claim(self, owner: DispatcherId, payload: Bytes) -> Result<Claim, Self> {
+    pub fn into_claim(
+        self,
+        owner: DispatcherId,
+        payload: Bytes,
+        keys: &SealingKeys,
+    ) -> Result<Claim, Self> {
         let Ok(target) = TargetUrl::parse(&self.target_url) else { return Err(self) };
+        let calling = self.target_settings.calling(self.delivery_id(), keys);
+        let held_bytes = self.held_bytes();
         Ok(Claim {
             delivery_id: self.delivery_id(),
             token: self.token(owner),
@@ -163,6 +179,8 @@ impl ClaimedRow {
             prior_count: self.prior_count.unsigned_abs(),
             attempt_count: self.attempt_count.unsigned_abs(),
             scheduled_at: self.due_at,
+            calling,
+            held_bytes,
             event_type: self.event_type,
         })
     }

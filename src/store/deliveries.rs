@@ -1,6 +1,8 @@
 //! A delivery, wherever it is: in the queue, parked, or in the history. [`super::delivery_pages`]
 //! lists them.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
@@ -39,6 +41,9 @@ pub struct DeliveryRow {
     pub ended_at: Option<DateTime<Utc>>,
     /// It has ended, and is sent again: by hand, or by a replay.
     pub is_sent_again: bool,
+    /// The name of the key of the settings that signs, where all is shown and there is one.
+    #[sqlx(default)]
+    pub signing_key: Option<String>,
 }
 
 impl DeliveryRow {
@@ -170,11 +175,30 @@ impl Store {
         bounded(async {
             let mut query = in_any_table(application, (id, id), |_| {});
             let delivery = query.build_query_as().fetch_optional(&self.pool).await?;
-            let Some(delivery) = delivery else { return Ok(None) };
+            let Some(mut delivery) = delivery else { return Ok(None) };
+            self.tell_signing_keys(std::slice::from_mut(&mut delivery)).await?;
             let attempts = self.attempts_between(id, id).await?;
             Ok(Some(DeliveryDetail { delivery, attempts }))
         })
         .await
+    }
+
+    /// Tells which keys of the settings sign these. Lists do without: only explicit targets have any.
+    pub(super) async fn tell_signing_keys(
+        &self,
+        deliveries: &mut [DeliveryRow],
+    ) -> Result<(), StoreError> {
+        let explicit = deliveries.iter().filter(|row| row.subscription_id.is_none());
+        let explicit: Vec<Uuid> = explicit.map(|row| row.delivery_id).collect();
+        if explicit.is_empty() {
+            return Ok(());
+        }
+        let named = self.signing_keys_of(&explicit).await?;
+        let mut named: HashMap<Uuid, String> = named.into_iter().collect();
+        for row in deliveries {
+            row.signing_key = named.remove(&row.delivery_id);
+        }
+        Ok(())
     }
 
     /// Deliveries of an event, at most [`DELIVERIES_SHOWN_MAX`], oldest first.

@@ -85,7 +85,7 @@ pub(super) async fn drop_payloads(
         .bind(ROWS_MAX)
         .fetch_one(&mut *connection)
         .await?;
-    let payloads = delete_payloads(connection, &ranges.events).await?;
+    let payloads = delete_payloads(connection, &ranges).await?;
     Ok(Erased { ended, payloads, in_flight, ..Erased::default() })
 }
 
@@ -106,7 +106,7 @@ pub(super) async fn erase(
         .bind(ROWS_MAX)
         .fetch_one(&mut *connection)
         .await?;
-    let payloads = delete_payloads(connection, &ranges.events).await?;
+    let payloads = delete_payloads(connection, &ranges).await?;
     let attempts = sqlx::query(BLANK_ATTEMPTS)
         .bind(&ranges.low)
         .bind(&ranges.high)
@@ -126,16 +126,35 @@ pub(super) async fn erase(
     Ok(erased)
 }
 
+/// With them goes what was said of their targets: headers may be credentials, and without a payload
+/// nothing is sent again.
 async fn delete_payloads(
     connection: &mut PgConnection,
-    events: &[Uuid],
+    ranges: &Ranges,
 ) -> Result<i64, StoreError> {
+    sqlx::query(DELETE_TARGETS)
+        .bind(&ranges.low)
+        .bind(&ranges.high)
+        .execute(&mut *connection)
+        .await?;
     let deleted = sqlx::query("delete from event_payload where event_id = any($1)")
-        .bind(events)
+        .bind(&ranges.events)
         .execute(connection)
         .await?;
     Ok(i64::try_from(deleted.rows_affected()).unwrap_or(i64::MAX))
 }
+
+const DELETE_TARGETS: &str = "
+    delete from delivery_target t
+    using (
+        select one.delivery_id from unnest($1::uuid[], $2::uuid[]) as meant(low, high)
+        cross join lateral (
+            select delivery_id from delivery_target
+            where delivery_id between meant.low and meant.high
+            offset 0
+        ) as one
+    ) as found
+    where t.delivery_id = found.delivery_id";
 
 /// Takes what waits of events out of the queue and out of `delivery_parked`; what is being sent is
 /// counted.

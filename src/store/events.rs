@@ -9,10 +9,12 @@ use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
     idempotency::{Reservation, Standing, reserve},
+    targets::{NewTargetSettings, insert_targets},
 };
 use crate::domain::{
     DeliveryId, EventId, EventType, IdempotencyKey, LaneId, Subject, Submission, SubscriptionId,
-    TargetUrl, event::Metadata,
+    TargetUrl,
+    event::{Metadata, Route},
 };
 
 /// An event that has been routed and is about to be stored.
@@ -43,6 +45,17 @@ pub struct NewDelivery {
     pub owner: Option<DispatcherId>,
     /// It waits for its subscription, which is disabled.
     pub is_parked: bool,
+    /// How an explicit target is called, if the request says more than its URL.
+    pub settings: Option<NewTargetSettings>,
+}
+
+impl NewDelivery {
+    /// How many bytes of this event's payload and of what its caller said about the target it holds
+    /// in memory.
+    pub fn held_bytes(&self, submission: &Submission) -> usize {
+        let settings = self.settings.as_ref().map_or(0, NewTargetSettings::bytes);
+        submission.payload.bytes().len() + settings
+    }
 }
 
 /// What became of one event of a batch.
@@ -73,11 +86,12 @@ pub enum StoredBatch {
 impl Store {
     /// Stores a batch: all of it or nothing. No two events of a batch may carry the same key.
     ///
-    /// Without keys it is one statement, and so one round trip and one commit.
+    /// Without keys, and without targets that have settings of their own, it is one statement, and so
+    /// one round trip and one commit.
     pub async fn store_events(&self, events: &[NewEvent<'_>]) -> Result<StoredBatch, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            if events.iter().all(|event| event.submission.idempotency_key.is_none()) {
+            if events.iter().all(is_one_statement) {
                 let all: Vec<_> = events.iter().collect();
                 return Ok(if insert_events(&mut connection, &all).await? {
                     StoredBatch::Committed(vec![Stored::New; events.len()])
@@ -118,6 +132,16 @@ impl Store {
     }
 }
 
+/// Whether the targets of an event have settings of their own.
+fn has_targets(event: &NewEvent<'_>) -> bool {
+    matches!(event.submission.route, Route::Targets(_))
+}
+
+/// Whether an event is stored by the one statement that stores all of a batch.
+fn is_one_statement(event: &NewEvent<'_>) -> bool {
+    event.submission.idempotency_key.is_none() && !has_targets(event)
+}
+
 /// Takes the keys of a batch, and tells which events are new.
 async fn reserve_keys(
     connection: &mut PgConnection,
@@ -135,6 +159,9 @@ async fn reserve_keys(
                 result_id: event.event_id.uuid(),
             });
         }
+    }
+    if wanted.is_empty() {
+        return Ok(stored);
     }
     for (index, standing) in indexes.into_iter().zip(reserve(connection, &wanted).await?) {
         stored[index] = match standing {
@@ -187,8 +214,11 @@ pub(super) async fn insert_events(
         .bind(delivery.is_parked)
         .bind(column.route)
         .bind(column.idempotency_key)
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
+    if is_current && events.iter().any(|event| has_targets(event)) {
+        insert_targets(connection, events).await?;
+    }
     Ok(is_current)
 }
 

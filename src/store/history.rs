@@ -9,7 +9,7 @@ use super::{
     deliveries::{DeliveryRow, Which},
 };
 use crate::domain::{
-    ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, ids,
+    ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, event::TARGETS, ids,
 };
 
 /// How many events one page looks at when it is filtered by status, type or subject, which no index
@@ -60,6 +60,8 @@ pub struct EventRow {
     pub attempt_count: i64,
     /// When the next of them is due.
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// A name of `Route`; `None`: the subscriptions were asked.
+    route: Option<String>,
     open: i64,
     delivered: i64,
     dead: i64,
@@ -157,7 +159,7 @@ pub struct EventDetail {
 /// `current` and `ended` are one delivery at most: recording moves a row in one statement.
 const EVENT_SUMMARY: &str = "
     select event.event_id, event.type, event.subject, event.metadata, event.created_at,
-           event.delivery_count,
+           event.delivery_count, event.route,
            queued.open + parked.open as open,
            coalesce(ended.delivered, 0) as delivered,
            coalesce(ended.dead, 0) as dead,
@@ -262,7 +264,10 @@ impl Store {
     ) -> Result<Option<EventDetail>, StoreError> {
         let Some(event) = self.event_row(application, id).await? else { return Ok(None) };
         let (low, high) = id.delivery_range();
-        let deliveries = self.deliveries_of(application, id, Which::All).await?;
+        let mut deliveries = self.deliveries_of(application, id, Which::All).await?;
+        if event.route.as_deref() == Some(TARGETS) {
+            self.tell_signing_keys(&mut deliveries).await?;
+        }
         bounded(async {
             let payload =
                 sqlx::query_scalar("select payload from event_payload where event_id = $1")
@@ -293,7 +298,8 @@ impl Store {
             .await?)
     }
 
-    async fn event_row(
+    /// One event of an application, as lists show it.
+    pub async fn event_row(
         &self,
         application: ApplicationId,
         id: EventId,

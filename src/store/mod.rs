@@ -11,6 +11,7 @@ mod claim;
 pub mod deliveries;
 pub mod delivery_pages;
 pub mod dispatchers;
+pub mod dispatches;
 mod draining;
 mod ending;
 mod erasing;
@@ -37,6 +38,7 @@ mod sealing;
 pub mod statistics;
 pub mod subscription_changes;
 pub mod subscriptions;
+pub mod targets;
 
 use std::time::Duration;
 

@@ -15,8 +15,13 @@ use super::{Store, StoreError, bounded, bounded_by};
 use crate::domain::{EventId, ids};
 
 /// The partitioned tables, and whether each holds payloads.
-const TABLES: [(&str, bool); 4] =
-    [("event", false), ("event_payload", true), ("delivery", false), ("attempt", false)];
+const TABLES: [(&str, bool); 5] = [
+    ("event", false),
+    ("event_payload", true),
+    ("delivery", false),
+    ("delivery_target", true),
+    ("attempt", false),
+];
 /// How many days are made ahead of today.
 pub const DAYS_AHEAD: u64 = 3;
 /// How long DDL waits for a lock; everybody else waits behind it.

@@ -245,14 +245,23 @@ const CLAIM_DUE: &str = "
                   q.payload_bytes,
                   q.created_at < now() - $5 as is_expired
     )
-    select claimed.*, event.type as event_type, event.metadata as event_metadata
+    select claimed.*, event.type as event_type, event.metadata as event_metadata,
+           target.method as target_method, target.sealed_headers as target_headers,
+           target.signing_key as target_key, target.retry as target_retry
     from claimed
     left join lateral (
-        select e.type, case when claimed.subscription_id is not null then e.metadata end as metadata
+        select e.type, case when claimed.subscription_id is not null then e.metadata end as metadata,
+               e.route
         from event e
         where e.application_id = claimed.application_id and e.event_id = claimed.event_id
         offset 0
     ) as event on true
+    left join lateral (
+        select t.method, t.sealed_headers, t.signing_key, t.retry
+        from delivery_target t
+        where event.route = 'targets' and t.delivery_id = claimed.delivery_id
+        offset 0
+    ) as target on true
     order by claimed.lane_id, claimed.due_at";
 
 const LANE_HEADS: &str = "

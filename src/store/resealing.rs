@@ -3,7 +3,10 @@
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded};
-use crate::domain::{SigningKeyId, SubscriptionId, sealing::KeyId, subscription::sealed};
+use crate::domain::{
+    DeliveryId, SigningKeyId, SubscriptionId, sealing::KeyId, subscription::sealed,
+    target::sealed_headers_of,
+};
 
 /// A sealed secret, and where it stands.
 #[derive(Debug, sqlx::FromRow)]
@@ -22,6 +25,7 @@ impl SealedRow {
         match self.kind.as_str() {
             "headers" => sealed::headers_of(subscription),
             "inbound_secret" => sealed::inbound_secret_of(subscription),
+            "target_headers" => sealed_headers_of(DeliveryId::from_uuid(self.id)),
             _ => sealed::signing_key(SigningKeyId::from_uuid(self.id)),
         }
     }
@@ -50,6 +54,13 @@ impl Store {
                      ('inbound_secret', r.sealed_inbound_secret)
                  ) as secret(kind, sealed)
                  where s.deleted_at is null and substring(secret.sealed from 2 for 4) <> $1
+                 union all
+                 select 'target_headers', delivery_id, 0, sealed_headers
+                 from delivery_target
+                 where sealed_headers is not null
+                   -- Two ranges of its index.
+                   and (substring(sealed_headers from 2 for 4) < $1
+                        or substring(sealed_headers from 2 for 4) > $1)
                  limit $2",
             )
             .bind(current.bytes().as_slice())
@@ -71,6 +82,10 @@ impl Store {
                 "inbound_secret" => {
                     "update subscription_revision set sealed_inbound_secret = $3
                      where subscription_id = $1 and revision = $4 and sealed_inbound_secret = $2"
+                }
+                "target_headers" => {
+                    "update delivery_target set sealed_headers = $3
+                     where delivery_id = $1 and sealed_headers = $2 and $4 = 0"
                 }
                 _ => {
                     "update signing_key set sealed = $3

@@ -106,6 +106,8 @@ impl SigningKeyRow {
 pub struct Changes {
     /// The version that it has now.
     pub version: i64,
+    /// Its uid; a change of it raises the version.
+    pub uid: String,
     /// Subscriptions that were made, changed or deleted since; at their current revisions.
     pub subscriptions: Vec<SubscriptionRow>,
     /// The keys of these, and those of the application's explicit targets: newest first.
@@ -235,14 +237,14 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             // The version first: what is read after it may be newer, and is then read once more.
-            let version: Option<i64> = sqlx::query_scalar(
-                "select routing_version from application
+            let application_row: Option<(i64, String)> = sqlx::query_as(
+                "select routing_version, uid from application
                  where application_id = $1 and deleted_at is null",
             )
             .bind(application.uuid())
             .fetch_optional(&mut *connection)
             .await?;
-            let Some(version) = version else { return Ok(None) };
+            let Some((version, uid)) = application_row else { return Ok(None) };
             let subscriptions: Vec<SubscriptionRow> = sqlx::query_as(current_subscriptions!(
                 "where s.application_id = $1 and s.routing_version > $2
                        and ($2 > 0 or s.deleted_at is null)"
@@ -263,7 +265,7 @@ impl Store {
             .bind(subscriptions.iter().map(|row| row.subscription_id).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?;
-            Ok(Some(Changes { version, subscriptions, keys }))
+            Ok(Some(Changes { version, uid, subscriptions, keys }))
         })
         .await
     }

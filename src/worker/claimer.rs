@@ -194,7 +194,7 @@ impl Claimer {
         let free = self.shared.handover.lanes().free_bytes();
         let mut bytes = 0;
         let fitting = rows.iter().take_while(|row| {
-            bytes += row.payload_bytes();
+            bytes += row.held_bytes();
             bytes <= free
         });
         let count = fitting.count().max(1).min(rows.len());
@@ -246,7 +246,7 @@ impl Claimer {
             self.shared.handover.hold(row.delivery_id(), row.token(owner));
             let lane = got.entry(row.lane()).or_default();
             lane.taken += 1;
-            lane.bytes += row.payload_bytes();
+            lane.bytes += row.held_bytes();
             lane.last_due = lane.last_due.max(Some(row.due_at()));
         }
         for row in left {
@@ -271,9 +271,9 @@ impl Claimer {
         while rest.peek().is_some() {
             let (mut portion, mut bytes) = (Vec::new(), 0);
             while let Some(row) = rest.next_if(|row| {
-                portion.is_empty() || bytes + row.payload_bytes() <= PAYLOAD_BYTES_PER_READ
+                portion.is_empty() || bytes + row.held_bytes() <= PAYLOAD_BYTES_PER_READ
             }) {
-                bytes += row.payload_bytes();
+                bytes += row.held_bytes();
                 portion.push(row);
             }
             if let Err(error) = self.take_portion(portion, owner).await {
@@ -299,10 +299,11 @@ impl Claimer {
                 return Err(error);
             }
         };
+        let keys = self.shared.routes.sealing();
         let (mut claims, mut unsendable): (Vec<Claim>, Vec<ClaimedRow>) = (Vec::new(), Vec::new());
         for row in rows {
             match payloads.get(&row.event_id()) {
-                Some(payload) => match row.into_claim(owner, payload.clone()) {
+                Some(payload) => match row.into_claim(owner, payload.clone(), keys) {
                     Ok(claim) => claims.push(claim),
                     Err(row) => unsendable.push(row),
                 },
@@ -319,7 +320,7 @@ impl Claimer {
     /// is one that an older version took.
     async fn bury(&self, rows: Vec<ClaimedRow>, owner: DispatcherId, reason: ErrorClass) {
         for row in rows {
-            self.shared.handover.lanes().give_back(row.lane(), row.payload_bytes());
+            self.shared.handover.lanes().give_back(row.lane(), row.held_bytes());
             // The recorder ends after us, so it still listens.
             let _ = self.shared.results.send(unsent(&row, owner, reason)).await;
         }
@@ -329,7 +330,7 @@ impl Claimer {
     fn put_back(&self, rows: Vec<ClaimedRow>, owner: DispatcherId) {
         for row in rows {
             let (id, token) = (row.delivery_id(), row.token(owner));
-            self.shared.handover.take_back(id, token, row.lane(), row.payload_bytes());
+            self.shared.handover.take_back(id, token, row.lane(), row.held_bytes());
         }
     }
 

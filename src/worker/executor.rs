@@ -185,7 +185,7 @@ fn conclude(
         run: claim.run,
         next,
         attempt: Some(attempt),
-        slot_bytes: Some(claim.payload.len()),
+        slot_bytes: Some(claim.held_bytes),
     };
     (finished, verdict)
 }
@@ -274,7 +274,7 @@ async fn unsent(shared: &Shared, claim: Claim, next: Next) {
         run: claim.run,
         next,
         attempt: None,
-        slot_bytes: Some(claim.payload.len()),
+        slot_bytes: Some(claim.held_bytes),
     };
     telemetry::concluded(&finished.next);
     // The recorder ends after us, so it still listens.

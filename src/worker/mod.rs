@@ -43,7 +43,7 @@ use crate::{
     clock::Clock,
     delivery::Client,
     domain::{
-        ApplicationId, DeliveryId, RetryPolicy, Subscription, signature::SigningKeys,
+        ApplicationId, DeliveryId, NamedKeys, RetryPolicy, Subscription, signature::SigningKeys,
         subscription::DisabledBecause,
     },
     ingest::{Handover, Routes},
@@ -94,6 +94,15 @@ pub struct Stores {
     pub others: Store,
 }
 
+/// The keys of the settings.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    /// What signs the explicit targets of `default`, unless a request names another key.
+    pub own: SigningKeys,
+    /// Those that requests can name.
+    pub named: NamedKeys,
+}
+
 /// What all parts of the worker use.
 struct Shared {
     store: Store,
@@ -101,7 +110,7 @@ struct Shared {
     handover: Arc<Handover>,
     routes: Arc<Routes>,
     client: Client,
-    keys: SigningKeys,
+    keys: Keys,
     settings: WorkerSettings,
     results: mpsc::Sender<Finished>,
     statistics: Arc<Statistics>,
@@ -139,7 +148,7 @@ impl Worker {
         clock: Clock,
         (handover, routes): (Arc<Handover>, Arc<Routes>),
         client: Client,
-        keys: SigningKeys,
+        keys: Keys,
         settings: WorkerSettings,
         failed: &CancellationToken,
     ) -> Result<Self, StoreError> {

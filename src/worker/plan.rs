@@ -9,13 +9,15 @@ use super::Shared;
 use crate::{
     delivery::request::{Attempt, Outgoing, RequestRefused, Signature},
     domain::{
-        RetryPolicy, Subscription, TargetUrl,
+        KeyName, RetryPolicy, Subscription, TargetUrl,
         envelope::{Facts, envelope},
         ids::DEFAULT_APPLICATION,
         routing::{Place, Snapshot},
+        signature::SigningKeys,
         subscription::{CustomHeaders, Method, PayloadFormat, SignatureHeaders, Signing},
+        target::TargetSettings,
     },
-    store::queue::Claim,
+    store::{queue::Claim, targets::Calling},
 };
 
 /// How long a delivery waits whose subscription cannot be read here.
@@ -37,21 +39,38 @@ pub enum Plan {
 pub enum Way {
     /// As a subscription says.
     Subscription(Arc<Subscription>),
-    /// To the URL that the request named, signed by its application.
-    Explicit(Arc<Snapshot>),
-    /// The same for `default`, whose key is in the settings.
-    Settings,
+    /// To the URL that the request named, and as it said.
+    Explicit(Signer, Option<Arc<TargetSettings>>),
+}
+
+/// Whose keys sign explicit targets.
+pub enum Signer {
+    /// An application's.
+    Application(Arc<Snapshot>),
+    /// Those of `default`, which are in the settings.
+    Default,
 }
 
 /// Decides how a claim is sent. Waits for the database as long as that takes: a delivery must not
 /// end because it could not be asked.
 pub async fn plan(shared: &Shared, claim: &Claim) -> Plan {
     match claim.subscription {
-        None if claim.application == DEFAULT_APPLICATION => Plan::Send(Way::Settings),
-        None => match snapshot(shared, claim, false).await {
-            Some(snapshot) => Plan::Send(Way::Explicit(snapshot)),
-            None => Plan::Cancel,
-        },
+        None => {
+            let settings = match &claim.calling {
+                Calling::Usual => None,
+                Calling::As(settings) => Some(settings.clone()),
+                Calling::Unreadable => return Plan::Wait(WAIT),
+            };
+            if claim.application == DEFAULT_APPLICATION {
+                return Plan::Send(Way::Explicit(Signer::Default, settings));
+            }
+            match snapshot(shared, claim, false).await {
+                Some(snapshot) => {
+                    Plan::Send(Way::Explicit(Signer::Application(snapshot), settings))
+                }
+                None => Plan::Cancel,
+            }
+        }
         Some(id) => {
             let mut snapshot = snapshot(shared, claim, false).await;
             let is_known = |snapshot: &Arc<Snapshot>| snapshot.subscription(id).is_some();
@@ -94,6 +113,22 @@ async fn snapshot(shared: &Shared, claim: &Claim, must_be_latest: bool) -> Optio
     }
 }
 
+impl Signer {
+    /// The key of this name, of this application alone.
+    fn named<'a>(
+        &self,
+        shared: &'a Shared,
+        claim: &Claim,
+        name: &KeyName,
+    ) -> Option<&'a SigningKeys> {
+        let uid = match self {
+            Self::Application(snapshot) => snapshot.uid.as_deref(),
+            Self::Default => None,
+        };
+        shared.keys.named.of(claim.application, uid, name)
+    }
+}
+
 impl Way {
     /// The request of one attempt.
     pub fn request(
@@ -115,18 +150,33 @@ impl Way {
             target: self.target(claim),
             headers: &none,
             signature: Signature::Unreadable,
+            signing_key: None,
             body: &body,
         };
         let signed;
         match self {
-            Self::Settings => {
-                attempt.signature = Signature::By(&shared.keys, SignatureHeaders::Standard);
-            }
-            Self::Explicit(snapshot) => {
-                if let Some(keys) = &snapshot.keys {
-                    signed = keys.at(at);
-                    attempt.signature = Signature::By(&signed, SignatureHeaders::Standard);
+            Self::Explicit(whose, settings) => {
+                if let Some(settings) = settings {
+                    attempt.headers = &settings.headers;
+                    attempt.signing_key = settings.signing_key.as_ref();
                 }
+                attempt.signature = match (attempt.signing_key, whose) {
+                    (Some(name), whose) => {
+                        whose.named(shared, claim, name).map_or(Signature::Missing(name), |keys| {
+                            Signature::By(keys, SignatureHeaders::Standard)
+                        })
+                    }
+                    (None, Signer::Default) => {
+                        Signature::By(&shared.keys.own, SignatureHeaders::Standard)
+                    }
+                    (None, Signer::Application(snapshot)) => match &snapshot.keys {
+                        None => Signature::Unreadable,
+                        Some(keys) => {
+                            signed = keys.at(at);
+                            Signature::By(&signed, SignatureHeaders::Standard)
+                        }
+                    },
+                };
             }
             Self::Subscription(subscription) => {
                 let sending = &subscription.sending;
@@ -148,7 +198,14 @@ impl Way {
     pub fn subscription(&self) -> Option<&Arc<Subscription>> {
         match self {
             Self::Subscription(subscription) => Some(subscription),
-            Self::Explicit(_) | Self::Settings => None,
+            Self::Explicit(..) => None,
+        }
+    }
+
+    fn settings(&self) -> Option<&TargetSettings> {
+        match self {
+            Self::Explicit(_, settings) => settings.as_deref(),
+            Self::Subscription(_) => None,
         }
     }
 
@@ -156,7 +213,7 @@ impl Way {
     pub fn method(&self) -> Method {
         match self {
             Self::Subscription(subscription) => subscription.sending.method,
-            Self::Explicit(_) | Self::Settings => Method::Post,
+            Self::Explicit(..) => self.settings().map_or(Method::Post, |one| one.method),
         }
     }
 
@@ -164,7 +221,7 @@ impl Way {
     pub fn target<'a>(&'a self, claim: &'a Claim) -> &'a TargetUrl {
         match self {
             Self::Subscription(subscription) => &subscription.sending.target,
-            Self::Explicit(_) | Self::Settings => &claim.target,
+            Self::Explicit(..) => &claim.target,
         }
     }
 
@@ -172,7 +229,7 @@ impl Way {
     pub fn timeout(&self, shared: &Shared) -> Duration {
         let own = match self {
             Self::Subscription(subscription) => subscription.sending.timeout,
-            Self::Explicit(_) | Self::Settings => None,
+            Self::Explicit(..) => None,
         };
         own.unwrap_or(shared.settings.http_timeout)
     }
@@ -181,7 +238,7 @@ impl Way {
     pub fn retry<'a>(&'a self, shared: &'a Shared) -> &'a RetryPolicy {
         let own = match self {
             Self::Subscription(subscription) => subscription.sending.retry.as_ref(),
-            Self::Explicit(_) | Self::Settings => None,
+            Self::Explicit(..) => self.settings().map(TargetSettings::policy),
         };
         own.unwrap_or(&shared.settings.retry)
     }

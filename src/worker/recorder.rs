@@ -130,6 +130,7 @@ async fn write_bare(store: &Store, bare: &Finished) -> bool {
 /// Loses track of what is recorded, and sets timers for what is due again.
 fn after_commit(handover: &Handover, batch: &[Finished]) {
     handover.forget_all(batch.iter().map(|one| (one.delivery_id, one.token)));
+    handover.waiters().tell(batch.iter().map(|one| one.delivery_id));
     for one in batch {
         if let Next::RetryAfter(delay) = one.next {
             handover.note_due(one.lane, delay);

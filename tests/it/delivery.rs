@@ -56,6 +56,7 @@ fn outgoing(url: &str) -> Outgoing {
         headers: &CustomHeaders::default(),
         signature: Signature::By(&keys, SignatureHeaders::Standard),
         target: &TargetUrl::parse(url).unwrap(),
+        signing_key: None,
         body: &Bytes::from_static(b"{\"a\": 1}"),
     };
     Outgoing::of(&attempt).unwrap()

@@ -15,6 +15,7 @@ const FOREIGN: &[&str] = &[
     "AF_INET6",
     "AF_UNIX",
     "CARGO_PROFILE_RELEASE_DEBUG",
+    "DISPATCH_AT",
     "HTTP_WEBHOOK_ID",
     "POSTGRES_DB",
     "POSTGRES_PASSWORD",

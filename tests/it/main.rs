@@ -13,6 +13,7 @@ mod batch;
 mod by_hand;
 mod commands;
 mod delivery;
+mod dispatch;
 mod documents;
 mod embedded_postgres;
 mod erasure;

@@ -79,7 +79,7 @@ async fn its_problems_are_those_of_the_guide() {
 /// Data for all that there is, and the keys of those who ask: the operator's and a manager's.
 async fn with_data() -> (TestApp, [String; 2]) {
     // It sends nothing: what is made up here may name any address.
-    let flags = ["--role=api", "--target-url=http://127.0.0.1:9/"];
+    let flags = ["--role=api", "--target-url=http://127.0.0.1:9/", "--dispatch-inline-max=0"];
     let app = TestApp::with(&[WITH_KEYS.as_slice(), &flags].concat()).await;
     let (id, manager) = tenant(&app, "acme", "manager").await;
     key(&app, &id, "viewer").await;

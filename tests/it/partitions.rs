@@ -19,7 +19,7 @@ use webhook_dispatcher::{
 
 use crate::support::TestDatabase;
 
-const TABLES: [&str; 4] = ["attempt", "delivery", "event", "event_payload"];
+const TABLES: [&str; 5] = ["attempt", "delivery", "delivery_target", "event", "event_payload"];
 const DAY: Duration = Duration::from_hours(24);
 const KEEP: Retention =
     Retention { history: DAY.saturating_mul(30), payload: DAY.saturating_mul(30) };
@@ -105,6 +105,7 @@ impl Bench {
         let delivery = NewDelivery {
             subscription: None,
             is_parked: false,
+            settings: None,
             delivery_id: DeliveryId::of_event(event_id, 0),
             lane: target.lane(DEFAULT_APPLICATION),
             target,
@@ -206,11 +207,12 @@ async fn days_past_their_time_are_dropped_and_payloads_earlier() {
     let retention = Retention { history: DAY * 30, payload: DAY * 5 };
     let dropped = bench.store.drop_partitions(retention).await.unwrap();
     let mut expected = names(&[days_ago(40)]);
-    expected.push(name("event_payload", days_ago(10)));
+    let of_payloads = ["event_payload", "delivery_target"].map(|table| name(table, days_ago(10)));
+    expected.extend(of_payloads.clone());
     assert_eq!(sorted(dropped), sorted(expected));
 
     let mut kept = [names(&[days_ago(3), days_ago(10)]), made_ahead].concat();
-    kept.retain(|table| *table != name("event_payload", days_ago(10)));
+    kept.retain(|table| !of_payloads.contains(table));
     assert_eq!(bench.tables().await, sorted(kept));
     assert!(bench.store.drop_partitions(retention).await.unwrap().is_empty());
 }

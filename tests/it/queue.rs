@@ -93,6 +93,7 @@ fn event(submission: &Submission, owner: Option<DispatcherId>) -> NewEvent<'_> {
     let delivery = NewDelivery {
         subscription: None,
         is_parked: false,
+        settings: None,
         delivery_id: DeliveryId::of_event(event_id, 0),
         lane: lane(),
         target: TargetUrl::parse(TARGET).unwrap(),

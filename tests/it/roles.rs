@@ -18,8 +18,9 @@ const ROLES: [(&str, &[&str]); 4] = [
     ("viewer", &["read"]),
 ];
 /// What operations ask for, where it is not `read` of what reads and `manage` of what changes.
-const ASKED: [(&str, &str); 11] = [
+const ASKED: [(&str, &str); 12] = [
     ("ingest", "publish"),
+    ("createDispatch", "publish"),
     ("createEvent", "publish"),
     ("createEvents", "publish"),
     ("createApplication", "administer"),
@@ -259,7 +260,9 @@ async fn send(
 async fn service() -> (TestApp, Vec<Case>, Vec<String>) {
     // It sends nothing: examples name any address.
     let target = "--target-url=http://127.0.0.1:9/";
-    let app = TestApp::with(&[WITH_KEYS.as_slice(), &["--role=api", target]].concat()).await;
+    // And nobody waits for what it does not send.
+    let flags = ["--role=api", target, "--dispatch-inline-max=0"];
+    let app = TestApp::with(&[WITH_KEYS.as_slice(), &flags].concat()).await;
     let (status, document) = app.get("/openapi.json").await;
     assert_eq!(status, 200);
     let (cases, open) = cases(&document);

@@ -241,6 +241,7 @@ async fn rows_that_a_process_owns_and_does_not_know_are_released() {
     let delivery = NewDelivery {
         subscription: None,
         is_parked: false,
+        settings: None,
         delivery_id: DeliveryId::of_event(event_id, 0),
         lane: target.lane(DEFAULT_APPLICATION),
         target,

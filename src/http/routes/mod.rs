@@ -4,6 +4,7 @@
 mod api_keys;
 mod applications;
 mod deliveries;
+mod dispatch;
 mod erasures;
 mod event_types;
 mod events;
@@ -32,6 +33,7 @@ pub fn of_the_api() -> Vec<Operation> {
     ];
     [
         events::operations(),
+        dispatch::operations(),
         deliveries,
         vec![deliveries::status(), ingest::create()],
         replays::operations(),

@@ -43,7 +43,7 @@ use crate::{
     },
 };
 
-pub use settings::Bounds;
+pub use settings::{Bounds, retry};
 
 /// How often a change is tried anew because somebody else changed the same subscription meanwhile.
 const CHANGE_ROUNDS_MAX: usize = 5;

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     domain::{
-        EventTypePatterns, SubscriptionId, TargetUrl, Uid,
+        EventTypePatterns, RetryPolicy, SubscriptionId, TargetUrl, Uid,
         address::AddressPolicy,
         event::Metadata,
         filter::Filter,
@@ -197,7 +197,7 @@ impl<'a> Given<'a> {
             row.timeout_ms = self.timeout_ms()?;
         }
         if self.members.raw("retry").is_some() {
-            row.retry = self.retry()?;
+            row.retry = self.retry(row.timeout_ms)?;
         }
         self.is_within_age(&row)?;
         if self.members.raw("inbound_secret").is_some() {
@@ -301,14 +301,10 @@ impl<'a> Given<'a> {
         Ok(i32::try_from(timeout.as_millis()).ok())
     }
 
-    fn retry(&self) -> Result<Option<String>, Problem> {
-        let Some(json) = self.members.given("retry") else { return Ok(None) };
-        let form = "must be a list of delays in seconds such as [60, 300, 900, 3600], or \
-                    {\"max_attempts\": …, \"base_seconds\": …, \"max_seconds\": …}";
-        let settings: RetrySettings =
-            serde_json::from_str(json.get()).map_err(|_| fault("retry", form))?;
-        settings.policy().map_err(|error| fault("retry", format!("is refused: {error}")))?;
-        Ok(Some(serde_json::to_string(&settings).map_err(|_| ApiError::Internal)?))
+    fn retry(&self, timeout_ms: Option<i32>) -> Result<Option<String>, Problem> {
+        let settings = retry(&self.members, self.deadline(timeout_ms), self.bounds)?;
+        let json = settings.map(|settings| serde_json::to_string(&settings)).transpose();
+        Ok(json.map_err(|_| ApiError::Internal)?)
     }
 
     /// A delivery must not expire before its last attempt.
@@ -316,14 +312,12 @@ impl<'a> Given<'a> {
         let Some(json) = &row.retry else { return Ok(()) };
         let settings: RetrySettings = serde_json::from_str(json).map_err(|_| ApiError::Internal)?;
         let policy = settings.policy().map_err(|_| ApiError::Internal)?;
-        let timeout = row.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs().into()));
-        let horizon = policy.horizon(timeout.unwrap_or(self.bounds.http_timeout));
-        if horizon <= self.bounds.delivery_age_max {
-            return Ok(());
-        }
-        let (hours, most) =
-            (horizon.as_secs() / 3_600, self.bounds.delivery_age_max.as_secs() / 3_600);
-        Err(fault("retry", format!("reaches {hours} h ahead, beyond DELIVERY_AGE_MAX ({most} h)")))
+        is_within_age(&policy, self.deadline(row.timeout_ms), self.bounds)
+    }
+
+    fn deadline(&self, timeout_ms: Option<i32>) -> Duration {
+        let own = timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs().into()));
+        own.unwrap_or(self.bounds.http_timeout)
     }
 
     fn text(
@@ -339,6 +333,33 @@ impl<'a> Given<'a> {
         }
         Ok(())
     }
+}
+
+/// The member `retry`: a policy that is possible and, each attempt taking `deadline`, reaches no
+/// further than a delivery may become old.
+pub fn retry<const N: usize>(
+    members: &Members<'_, N>,
+    deadline: Duration,
+    bounds: &Bounds,
+) -> Result<Option<RetrySettings>, Problem> {
+    let Some(json) = members.given("retry") else { return Ok(None) };
+    let form = "must be a list of delays in seconds such as [60, 300, 900, 3600], or \
+                {\"max_attempts\": …, \"base_seconds\": …, \"max_seconds\": …}";
+    let settings: RetrySettings =
+        serde_json::from_str(json.get()).map_err(|_| fault("retry", form))?;
+    let policy =
+        settings.policy().map_err(|error| fault("retry", format!("is refused: {error}")))?;
+    is_within_age(&policy, deadline, bounds)?;
+    Ok(Some(settings))
+}
+
+fn is_within_age(policy: &RetryPolicy, deadline: Duration, bounds: &Bounds) -> Result<(), Problem> {
+    let horizon = policy.horizon(deadline);
+    if horizon <= bounds.delivery_age_max {
+        return Ok(());
+    }
+    let (hours, most) = (horizon.as_secs() / 3_600, bounds.delivery_age_max.as_secs() / 3_600);
+    Err(fault("retry", format!("reaches {hours} h ahead, beyond DELIVERY_AGE_MAX ({most} h)")))
 }
 
 fn filter_of(text: &str) -> Result<String, Problem> {

@@ -2,6 +2,8 @@
 
 mod settings;
 
+pub use settings::retry;
+
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 

@@ -211,7 +211,8 @@ fn event_types() -> Value {
     json!({"anyOf": [schemas::event_type_pattern(), list]})
 }
 
-fn retry() -> Value {
+/// When a failed delivery is tried again.
+pub fn retry() -> Value {
     let schedule = json!({
         "type": "array",
         "minItems": 1,
