@@ -2,6 +2,7 @@
 //! changed, and old.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -70,7 +71,11 @@ impl Case {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text
 }
 
 /// What the service sends under each kind of secret: one that is base64, a text, and one that is

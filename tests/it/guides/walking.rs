@@ -85,10 +85,10 @@ impl Walk {
             }),
         )
         .await;
-        match found {
-            Ok(ids) => self.ids = ids,
-            Err(_) => panic!("{command}\nanswers\n{last}\nand not\n{shown:?}"),
-        }
+        let Ok(ids) = found else {
+            panic!("{command}\nanswers\n{last}\nand not\n{shown:?}");
+        };
+        self.ids = ids;
     }
 
     /// What a command prints, in the words of the page.
