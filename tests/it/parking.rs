@@ -105,6 +105,28 @@ async fn what_came_meanwhile_can_be_cancelled() {
     app.stop().await;
 }
 
+/// Catches: a 410 to what a subscription was that disables what it is by now.
+#[tokio::test]
+async fn a_receiver_that_is_left_already_disables_nothing() {
+    let gone =
+        Receiver::start(|_, _| Answer::status(410).after(Duration::from_millis(1_500))).await;
+    let well = Receiver::always(200).await;
+    let app = TestApp::start().await;
+    let id = subscribe(&app, &gone, json!({})).await;
+    let event = publish(&app).await;
+    eventually("a request under way", async || (gone.count() == 1).then_some(())).await;
+    let patch = json!({"target_url": well.url("/")});
+    let path = format!("/subscriptions/{id}");
+    let (status, shown) = app.call("PATCH", &path, None, Some(&patch)).await;
+    assert_eq!((status, &shown["revision"]), (200, &json!(2)));
+    app.wait_for(&event, "dead").await;
+    let event = publish(&app).await;
+    app.wait_for(&event, "delivered").await;
+    let (_, shown) = app.get(&path).await;
+    assert_eq!((&shown["is_active"], &shown["revision"]), (&json!(true), &json!(2)));
+    app.stop().await;
+}
+
 /// Catches: a 410 after which a subscription is still active, one that says nothing of why, and what
 /// waits for its next attempt meanwhile.
 #[tokio::test]
