@@ -95,75 +95,101 @@ impl Source {
         }
     }
 
-    /// Its rows as [`DeliveryRow`]s, the table being called `d`.
-    pub(super) fn select(self) -> &'static str {
-        match self {
-            Self::Queue => QUEUE,
-            Self::Parked => PARKED,
-            Self::History => HISTORY,
+    /// Its rows as [`DeliveryRow`]s, the table being called `d`; all of them are within a range.
+    pub(super) fn push_select(self, query: &mut QueryBuilder<Postgres>, range: IdRange) {
+        query.push(
+            "select d.delivery_id, d.event_id, d.subscription_id, d.target_url, d.created_at, ",
+        );
+        let (state, next_attempt_at) = match self {
+            Self::Queue => (
+                "case when d.owner is null then 'pending' else 'in_flight' end",
+                "case when d.owner is null then d.due_at end",
+            ),
+            Self::Parked => ("'parked'", "null::timestamptz"),
+            Self::History => {
+                query.push(ENDED);
+                range.push(query, "d.delivery_id");
+                return;
+            }
+        };
+        push_event_type(query, range);
+        query.push(" as event_type, ").push(state).push(" as state, null::text as reason, ");
+        query.push("d.prior_count + d.attempt_count as attempt_count, ");
+        for (column, name) in [("response_status", "last_status"), ("error_class", "last_error")] {
+            query.push("case when d.prior_count + d.attempt_count > 0 then (select ").push(column);
+            query.push(" from attempt a where a.delivery_id = d.delivery_id");
+            range.push(query, "a.delivery_id");
+            query.push(" order by claim_number desc limit 1) end as ").push(name).push(", ");
         }
+        query.push(next_attempt_at).push(
+            " as next_attempt_at, null::timestamptz as ended_at, false as is_sent_again from ",
+        );
+        query.push(match self {
+            // What was sent again after its end is a row of the history.
+            Self::Queue => "delivery_queue d where coalesce(d.run, 'retry') = 'retry'",
+            _ => "delivery_parked d where true",
+        });
     }
 }
 
-macro_rules! latest_attempt {
-    ($column:literal) => {
-        concat!(
-            "case when d.prior_count + d.attempt_count > 0 then (
-                 select ",
-            $column,
-            " from attempt a where a.delivery_id = d.delivery_id
-                 order by claim_number desc limit 1
-             ) end"
-        )
-    };
-}
-
-macro_rules! event_type {
-    () => {
+/// The type of the event of a delivery of the queue, or that is parked.
+pub(super) fn push_event_type(query: &mut QueryBuilder<Postgres>, range: IdRange) {
+    query.push(
         "(select type from event e
-          where e.application_id = d.application_id and e.event_id = d.event_id)"
-    };
+          where e.application_id = d.application_id and e.event_id = d.event_id",
+    );
+    range.of_events().push(query, "e.event_id");
+    query.push(")");
 }
-pub(super) use event_type;
 
-// What was sent again after its end is a row of the history.
-const QUEUE: &str = concat!(
-    "select d.delivery_id, d.event_id, d.subscription_id, ",
-    event_type!(),
-    " as event_type,
-            d.target_url, case when d.owner is null then 'pending' else 'in_flight' end as state,
-            null::text as reason, d.prior_count + d.attempt_count as attempt_count, ",
-    latest_attempt!("response_status"),
-    " as last_status, ",
-    latest_attempt!("error_class"),
-    " as last_error,
-            case when d.owner is null then d.due_at end as next_attempt_at, d.created_at,
-            null::timestamptz as ended_at, false as is_sent_again
-     from delivery_queue d where coalesce(d.run, 'retry') = 'retry'"
-);
-const PARKED: &str = concat!(
-    "select d.delivery_id, d.event_id, d.subscription_id, ",
-    event_type!(),
-    " as event_type,
-            d.target_url, 'parked' as state, null::text as reason,
-            d.prior_count + d.attempt_count as attempt_count, ",
-    latest_attempt!("response_status"),
-    " as last_status, ",
-    latest_attempt!("error_class"),
-    " as last_error,
-            null::timestamptz as next_attempt_at, d.created_at,
-            null::timestamptz as ended_at, false as is_sent_again
-     from delivery_parked d where true"
-);
-const HISTORY: &str =
-    "select d.delivery_id, d.event_id, d.subscription_id, d.event_type, d.target_url, d.state,
-            d.reason, d.attempt_count, d.last_status, d.reason as last_error,
-            null::timestamptz as next_attempt_at, d.created_at, d.ended_at,
-            exists (
-                select from delivery_queue q
-                where q.delivery_id = d.delivery_id and q.run in ('once', 'replay')
-            ) as is_sent_again
-     from delivery d where true";
+/// Between which ids, both inclusive, all lies that a statement is about.
+///
+/// It is said of each partitioned table, also where it follows from what is said of another: the
+/// planner leaves out days by what it knows beforehand only. With a month of them, making the plan
+/// took 15 ms where it takes 2.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IdRange {
+    pub low: Uuid,
+    pub high: Uuid,
+}
+
+impl IdRange {
+    pub const ALL: Self = Self { low: Uuid::nil(), high: Uuid::max() };
+
+    /// What lies in this one and in another.
+    pub fn within(self, low: Uuid, high: Uuid) -> Self {
+        Self { low: self.low.max(low), high: self.high.min(high) }
+    }
+
+    /// That of the events of these deliveries.
+    pub fn of_events(self) -> Self {
+        let (low, _) = DeliveryId::from_uuid(self.low).event_range();
+        let (_, high) = DeliveryId::from_uuid(self.high).event_range();
+        Self { low: low.uuid(), high: high.uuid() }
+    }
+
+    /// That of the deliveries of these events.
+    pub fn of_deliveries(self) -> Self {
+        let (low, _) = EventId::from_uuid(self.low).delivery_range();
+        let (_, high) = EventId::from_uuid(self.high).delivery_range();
+        Self { low: low.uuid(), high: high.uuid() }
+    }
+
+    /// The condition on a column, beside others.
+    pub fn push(self, query: &mut QueryBuilder<Postgres>, column: &str) {
+        query.push(" and ").push(column).push(" between ").push_bind(self.low);
+        query.push(" and ").push_bind(self.high);
+    }
+}
+
+/// The rest of the columns, and the table.
+const ENDED: &str = "d.event_type, d.state, d.reason, d.attempt_count, d.last_status,
+    d.reason as last_error, null::timestamptz as next_attempt_at, d.ended_at,
+    exists (
+        select from delivery_queue q
+        where q.delivery_id = d.delivery_id and q.run in ('once', 'replay')
+    ) as is_sent_again
+    from delivery d where true";
 
 impl Store {
     /// One delivery of an application with its attempts.
@@ -246,7 +272,8 @@ fn in_any_table(
 ) -> QueryBuilder<Postgres> {
     let mut query = QueryBuilder::<Postgres>::new("");
     for (index, source) in Source::ALL.into_iter().enumerate() {
-        query.push(if index > 0 { " union all " } else { "" }).push(source.select());
+        query.push(if index > 0 { " union all " } else { "" });
+        source.push_select(&mut query, IdRange { low: low.uuid(), high: high.uuid() });
         query.push(" and d.application_id = ").push_bind(application.uuid());
         query.push(" and d.delivery_id between ").push_bind(low.uuid());
         query.push(" and ").push_bind(high.uuid());

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    deliveries::{DeliveryRow, Which},
+    deliveries::{DeliveryRow, IdRange, Which},
 };
 use crate::domain::{
     ApplicationId, DeliveryId, EventId, EventStatus, delivery::DeliveryCounts, event::TARGETS, ids,
@@ -14,7 +14,7 @@ use crate::domain::{
 
 /// How many events one page looks at when it is filtered by status, type or subject, which no index
 /// knows. A page of what is rare can so be short, or empty, and still have a next one.
-pub const EVENTS_SCANNED_MAX: i64 = 1_000;
+pub const EVENTS_SCANNED_MAX: i64 = 500;
 /// How many deliveries of one event are shown with it.
 pub const DELIVERIES_SHOWN_MAX: i64 = 250;
 /// How many attempts are shown with one event: the latest over its deliveries that are shown.
@@ -155,8 +155,8 @@ pub struct EventDetail {
     pub attempts: Vec<AttemptRow>,
 }
 
-/// The deliveries of one event, from queue and history: `$1` and `$2` bound the range of their ids.
-/// `current` and `ended` are one delivery at most: recording moves a row in one statement.
+/// What the deliveries of each scanned event come to, from queue and history, but for the range that
+/// they are in.
 const EVENT_SUMMARY: &str = "
     select event.event_id, event.type, event.subject, event.metadata, event.created_at,
            event.delivery_count, event.route,
@@ -187,8 +187,14 @@ const EVENT_SUMMARY: &str = "
                sum(attempt_count) as attempts
         from delivery d
         where d.application_id = event.application_id
-          and d.delivery_id between event.low and event.high and d.event_id = event.event_id
-    ) as ended";
+          and d.delivery_id between event.low and event.high and d.event_id = event.event_id";
+
+/// The summaries of the scanned events, all of which are within a range.
+fn push_summary(query: &mut QueryBuilder<Postgres>, range: IdRange) {
+    query.push(EVENT_SUMMARY);
+    range.of_deliveries().push(query, "d.delivery_id");
+    query.push(") as ended");
+}
 
 /// The columns of `scanned`: an event and the range of its deliveries' ids, which share all but
 /// their last 20 bits (five hexadecimal digits) with its own.
@@ -212,11 +218,9 @@ impl Store {
             i64::try_from(limit).unwrap_or(i64::MAX) + 1
         };
         // Of a type or subject that is rare, even a few rows could take a walk through all history.
-        let scan_end = if filter.event_type.is_some() || filter.subject.is_some() {
-            self.scan_end(application, filter).await?
-        } else {
-            None
-        };
+        let is_filtered = filter.event_type.is_some() || filter.subject.is_some();
+        let scanned_max = if is_filtered { EVENTS_SCANNED_MAX } else { rows_max };
+        let scan_end = self.scan_end(application, filter, scanned_max).await?;
         let mut rows: Vec<EventRow> = bounded(async {
             let mut query = page_query(application, filter, scan_end, rows_max);
             Ok(query.build_query_as().fetch_all(&self.pool).await?)
@@ -244,12 +248,13 @@ impl Store {
         &self,
         application: ApplicationId,
         filter: &EventFilter,
+        scanned_max: i64,
     ) -> Result<Option<EventId>, StoreError> {
         bounded(async {
             let mut query = QueryBuilder::<Postgres>::new("select event_id from event");
             push_range(&mut query, application, filter);
             query.push(" order by event_id desc limit 1 offset ");
-            query.push_bind(EVENTS_SCANNED_MAX - 1);
+            query.push_bind(scanned_max - 1);
             let end: Option<Uuid> = query.build_query_scalar().fetch_optional(&self.pool).await?;
             Ok(end.map(EventId::from_uuid))
         })
@@ -308,7 +313,8 @@ impl Store {
             let mut query = QueryBuilder::<Postgres>::new("with scanned as (select ");
             query.push(SCANNED_COLUMNS).push(" from event where event_id = ");
             query.push_bind(id.uuid()).push(" and application_id = ");
-            query.push_bind(application.uuid()).push(")").push(EVENT_SUMMARY);
+            query.push_bind(application.uuid()).push(")");
+            push_summary(&mut query, IdRange { low: id.uuid(), high: id.uuid() });
             Ok(query.build_query_as().fetch_optional(&self.pool).await?)
         })
         .await
@@ -334,7 +340,14 @@ fn page_query(
         query.push(" and subject = ").push_bind(subject.clone());
     }
     query.push(" order by event_id desc limit ").push_bind(rows_max).push(")");
-    query.push(EVENT_SUMMARY).push(" order by event.event_id desc");
+    let mut range = IdRange::ALL.within(
+        scan_end.map_or(Uuid::nil(), EventId::uuid),
+        filter.older_than.map_or(Uuid::max(), EventId::uuid),
+    );
+    let from = filter.created_from.map_or(Uuid::nil(), time_bound);
+    range = range.within(from, filter.created_until.map_or(Uuid::max(), time_bound));
+    push_summary(&mut query, range);
+    query.push(" order by event.event_id desc");
     query
 }
 

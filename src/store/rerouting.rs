@@ -180,7 +180,11 @@ impl Store {
             } else {
                 store(&mut transaction, replay.application(), version, deliveries).await?
             };
-            let Some(made) = made else { return Ok(Rerouted::Stale) };
+            let Some(made) = made else {
+                // At once: what is dropped is rolled back later, and holds the replay until then.
+                transaction.rollback().await?;
+                return Ok(Rerouted::Stale);
+            };
             advance(replay, unrouted, &made, is_crowded).build().execute(&mut *transaction).await?;
             transaction.commit().await?;
             let stored = Rerouted::Stored(made.deliveries.unsigned_abs());

@@ -22,11 +22,11 @@ use crate::{
     store::{
         Store, StoreError,
         queue::{Finished, Next},
-        statistics::MinuteOfLane,
+        statistics::PeriodOfLane,
     },
 };
 
-/// The time between two writes, and how many minutes of lanes one statement writes. With more lanes
+/// The time between two writes, and how many minutes of lanes one statement writes, and then hours. With more lanes
 /// it is written more rarely, so that at most so many are written a second.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const MINUTES_PER_STATEMENT: usize = 500;
@@ -77,7 +77,7 @@ impl Statistics {
             if entry.counts.failed > 0 && entry.counts.last_delivered_at.is_none() {
                 failing.extend(entry.subscription);
             }
-            minutes.push(MinuteOfLane { lane, minute, counts: entry.counts });
+            minutes.push(PeriodOfLane { lane, begins_at: minute, counts: entry.counts });
         }
         let written = minutes.len();
         while !minutes.is_empty() {
@@ -101,10 +101,10 @@ impl Statistics {
     }
 
     /// What could not be written, back among what is counted.
-    fn put_back(&self, minutes: Vec<MinuteOfLane>) {
+    fn put_back(&self, minutes: Vec<PeriodOfLane>) {
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for one in minutes {
-            entries.entry((one.lane, one.minute)).or_default().counts.merge(one.counts);
+            entries.entry((one.lane, one.begins_at)).or_default().counts.merge(one.counts);
         }
     }
 }

@@ -209,7 +209,7 @@ async fn a_page_looks_at_a_bounded_number_of_events() {
         select (lpad(to_hex((extract(epoch from now()) * 1000)::bigint), 12, '0')
                 || '7' || lpad(to_hex(n), 3, '0') || '8000000000000000')::uuid,
                $1, case when n = 7 then 'rare' else 'common' end, 'of ' || n % 2, 1, 0
-        from generate_series(1, 2500) as n";
+        from generate_series(1, 2400) as n";
     sqlx::query(insert).bind(DEFAULT_APPLICATION.uuid()).execute(app.store.pool()).await.unwrap();
     // The pages' sizes, until the last.
     let pages = async |query: &str| {
@@ -222,15 +222,15 @@ async fn a_page_looks_at_a_bounded_number_of_events() {
             cursor = format!("&cursor={next}");
         }
     };
-    assert_eq!(pages("type=rare").await, [0, 0, 1]);
-    assert_eq!(pages("type=rare&subject=of%201").await, [0, 0, 1]);
-    assert_eq!(pages("type=rare&subject=of%200").await, [0, 0, 0]);
-    assert_eq!(pages("type=rare&status=unrouted").await, [0, 0, 1]);
-    assert_eq!(pages("status=delivered").await, [0, 0, 0]);
+    assert_eq!(pages("type=rare").await, [0, 0, 0, 0, 1]);
+    assert_eq!(pages("type=rare&subject=of%201").await, [0, 0, 0, 0, 1]);
+    assert_eq!(pages("type=rare&subject=of%200").await, [0, 0, 0, 0, 0]);
+    assert_eq!(pages("type=rare&status=unrouted").await, [0, 0, 0, 0, 1]);
+    assert_eq!(pages("status=delivered").await, [0, 0, 0, 0, 0]);
     // What is common fills its pages, and none is shown twice or left out.
-    assert_eq!(pages("subject=of%201").await, [250; 5]);
-    assert_eq!(pages("type=common").await.iter().sum::<usize>(), 2_499);
-    assert_eq!(pages("").await, [250; 10]);
+    assert_eq!(pages("subject=of%201").await, [250, 250, 250, 250, 200]);
+    assert_eq!(pages("type=common").await.iter().sum::<usize>(), 2_399);
+    assert_eq!(pages("").await.iter().sum::<usize>(), 2_400);
     app.stop().await;
 }
 

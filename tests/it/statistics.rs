@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+use webhook_dispatcher::{
+    domain::statistics::{Counts, LastFailure},
+    store::{Store, statistics::PeriodOfLane},
+};
 
 use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
 
@@ -128,4 +135,112 @@ async fn what_fails_for_long_is_disabled() {
     let failing_for = app.store.failing_for(id).await.unwrap().unwrap();
     assert!(failing_for < Duration::from_secs(2), "{failing_for:?}");
     app.stop().await;
+}
+
+fn minute_of(lane: Uuid, begins_at: DateTime<Utc>, is_failed: bool) -> PeriodOfLane {
+    let failure = is_failed.then(|| LastFailure {
+        at: begins_at,
+        class: "timeout",
+        message: begins_at.to_string(),
+        status: None,
+    });
+    let mut counts = Counts { delivered: u32::from(!is_failed), ..Counts::default() };
+    counts.add_attempt(begins_at, Duration::from_millis(10), failure);
+    PeriodOfLane { lane, begins_at, counts }
+}
+
+async fn add(store: &Store, minutes: &[PeriodOfLane]) {
+    for some in minutes.chunks(100) {
+        store.add_statistics(&mut some.to_vec()).await.unwrap();
+    }
+}
+
+async fn run(store: &Store, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
+}
+
+/// Catches: a minute that counts twice, or not at all, where minutes and hours meet; a week that is read
+/// by its minutes, each on a page of its own; a lane that never failed, or always, of which all minutes
+/// are read to say so; hours that an older database has not.
+#[tokio::test]
+async fn what_reaches_back_far_is_read_by_hours() {
+    let store = TestDatabase::new().await.store();
+    let [well, bad] = [7, 8].map(Uuid::from_u128);
+    let latest = Utc::now().duration_trunc(TimeDelta::minutes(1)).unwrap();
+    let times: Vec<_> = (0..4 * 24 * 4).map(|n| latest - TimeDelta::minutes(15) * n).collect();
+    for (lane, is_failed) in [(well, false), (bad, true)] {
+        let minutes: Vec<_> = times.iter().map(|at| minute_of(lane, *at, is_failed)).collect();
+        add(&store, &minutes).await;
+    }
+    for back in [0, 14, 15, 59, 60, 61, 179, 180, 1_439, 1_440, 2_000] {
+        let since = latest - TimeDelta::minutes(back);
+        let expected = times.iter().filter(|at| **at >= since).count();
+        let expected = i64::try_from(expected).unwrap();
+        let sums = store.sums(well, since).await.unwrap();
+        let durations = i64::from(sums.durations.counts().iter().sum::<u32>());
+        let found = (sums.attempts, sums.delivered, durations);
+        assert_eq!(found, (expected, expected, expected), "{back} minutes back");
+    }
+
+    // The same by hours that are made from the minutes.
+    run(&store, "create table written as table lane_hour; drop table lane_hour".to_owned()).await;
+    run(&store, include_str!("../../migrations/0013_statistics_by_hour.sql").to_owned()).await;
+    for (one, other) in [("written", "lane_hour"), ("lane_hour", "written")] {
+        let query = format!("select count(*) from (table {one} except table {other}) as differs");
+        let differ: i64 =
+            sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(store.pool()).await.unwrap();
+        assert_eq!(differ, 0, "{one}");
+    }
+
+    // Of the minutes only those before the first whole hour are asked for.
+    let since = latest - TimeDelta::days(3);
+    let sums = store.sums(well, since).await.unwrap();
+    let hour_later = since + TimeDelta::hours(1);
+    run(
+        &store,
+        format!("delete from lane_minute where not minute between '{since}' and '{hour_later}'"),
+    )
+    .await;
+    assert_eq!(store.sums(well, since).await.unwrap(), sums);
+    let lately = store.lately(well).await.unwrap();
+    assert_eq!((lately.last_delivered_at, lately.last_failed_at), (Some(latest), None));
+    assert_eq!((lately.failing_since, lately.failure_streak), (None, 0));
+    let lately = store.lately(bad).await.unwrap();
+    assert_eq!((lately.last_delivered_at, lately.last_failed_at), (None, Some(latest)));
+    assert_eq!(lately.failing_since, times.last().copied());
+    assert_eq!(lately.failure_streak, i64::try_from(times.len()).unwrap());
+}
+
+/// Catches: failures that count though a success came after them in the same hour, or that do not
+/// though none did; those of a later hour that are forgotten.
+#[tokio::test]
+async fn a_streak_begins_after_the_success() {
+    let store = TestDatabase::new().await.store();
+    let lane = Uuid::from_u128(9);
+    let hour = Utc::now().duration_trunc(TimeDelta::hours(1)).unwrap() - TimeDelta::hours(5);
+    let at = |minute| hour + TimeDelta::minutes(minute);
+    let minutes =
+        [(5, true), (10, false), (20, true), (30, true), (65, true), (66, true), (190, true)];
+    add(&store, &minutes.map(|(minute, is_failed)| minute_of(lane, at(minute), is_failed))).await;
+    let lately = store.lately(lane).await.unwrap();
+    assert_eq!((lately.failing_since, lately.failure_streak), (Some(at(20)), 5));
+    assert_eq!(lately.last_message, Some(at(190).to_string()));
+}
+
+/// Catches: statistics that are kept for ever.
+#[tokio::test]
+async fn old_statistics_are_forgotten() {
+    let store = TestDatabase::new().await.store();
+    let now = Utc::now().duration_trunc(TimeDelta::minutes(1)).unwrap();
+    let minutes =
+        [0, 3, 9].map(|days| minute_of(Uuid::from_u128(1), now - TimeDelta::days(days), true));
+    add(&store, &minutes).await;
+    let age = Duration::from_hours(5 * 24);
+    assert_eq!(store.forget_statistics(age, 100).await.unwrap(), 1);
+    for table in ["lane_minute", "lane_hour"] {
+        let query = format!("select count(*) from {table}");
+        let kept: i64 =
+            sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(store.pool()).await.unwrap();
+        assert_eq!(kept, 2, "{table}");
+    }
 }
