@@ -8,8 +8,8 @@
 //! - [`delivery`] is the one HTTP exchange; [`domain`] decides what follows from it;
 //! - [`store`] records it. All SQL is there.
 //!
-//! [`app`] joins these, [`commands`] are the command line beside it, [`config`] reads the settings,
-//! [`sealing`] has the keys of stored secrets, and [`embedded_postgres`] is the database of the local
+//! [`app`] joins these, [`commands`] are the command line beside it, [`bridge`] carries MCP between
+//! stdio and an instance, [`config`] reads the settings, [`sealing`] has the keys of stored secrets, and [`embedded_postgres`] is the database of the local
 //! default. `docs/architecture.md` says more, and which part may use which.
 
 pub mod domain;
@@ -25,6 +25,7 @@ pub mod worker;
 pub mod http;
 
 pub mod app;
+pub mod bridge;
 pub mod clock;
 pub mod commands;
 pub mod config;

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use webhook_dispatcher::{
     app::{App, threads_per_half},
-    commands,
-    config::{Config, Settings, Surroundings},
+    bridge, commands,
+    config::{Config, Instance, Settings, Surroundings},
     http::Access,
     probe, shutdown, telemetry,
 };
@@ -33,6 +33,8 @@ enum Command {
     /// Ask the service that runs with these settings on this machine whether it is ready; exit 0 if
     /// it is.
     Health,
+    /// Speak MCP over stdio: carry it to `/mcp` of a running instance.
+    Mcp(Instance),
     #[command(flatten)]
     InDatabase(commands::Command),
 }
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     match command {
         None | Some(Command::Serve) => {}
         Some(Command::Health) => return health(&settings),
+        Some(Command::Mcp(instance)) => return mcp(&instance, &settings),
         Some(Command::InDatabase(command)) => return run(command, &settings),
     }
     telemetry::start_logging(&settings.log, settings.log_format);
@@ -90,6 +93,19 @@ fn run(command: commands::Command, settings: &Settings) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(commands::run(command, database, &mut std::io::stdout()))
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&format!("{error:#}")),
+    }
+}
+
+/// Carries messages until the input ends.
+fn mcp(instance: &Instance, settings: &Settings) -> ExitCode {
+    telemetry::start_logging(&settings.log, settings.log_format);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(bridge::run(instance, tokio::io::stdin(), tokio::io::stdout()))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

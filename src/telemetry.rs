@@ -46,10 +46,13 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged of others unless somebody asks for more: of MCP no slip of a client's.
+const QUIET: &str = "rmcp=error";
+
 /// Sends log lines to the standard error. `filter` is a directive list of `tracing`. A second call
 /// in the same process changes nothing.
 pub fn start_logging(filter: &str, format: LogFormat) {
-    let filter = EnvFilter::builder().parse_lossy(filter);
+    let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{filter}"));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());

@@ -3,8 +3,10 @@
 
 mod check;
 mod encryption;
+mod instance;
 mod settings;
 mod signing;
 
 pub use check::{Config, ConfigError, Database};
+pub use instance::Instance;
 pub use settings::{Days, Hidden, NoDuration, Role, Seconds, Settings, Surroundings};

@@ -16,6 +16,7 @@ pub mod address;
 pub mod attempt;
 pub mod catalogue;
 pub mod delivery;
+pub mod diagnosis;
 pub mod envelope;
 pub mod erasure;
 pub mod event;

@@ -89,9 +89,7 @@ fn is_welcome(access: &Access, request: &Request) -> Result<(), ApiError> {
             }
             // Browsers say where a request comes from; simple ones need no permission of ours.
             if request.method() != Method::GET && headers.contains_key(header::ORIGIN) {
-                let origin = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok());
-                let host = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-                if !host.is_some_and(is_loopback) {
+                if !is_from_loopback(headers) {
                     return Err(ApiError::Forbidden(
                         "without ADMIN_API_KEY no web page of another origin may call",
                     ));
@@ -100,6 +98,22 @@ fn is_welcome(access: &Access, request: &Request) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+/// Refuses what a web page sends that is not of this machine, whoever may call otherwise: the page may
+/// have been given a name that points here (DNS rebinding).
+pub fn is_no_web_page(headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.contains_key(header::ORIGIN) && !is_from_loopback(headers) {
+        return Err(ApiError::Forbidden("no web page of another origin may call this"));
+    }
+    Ok(())
+}
+
+/// Whether the `Origin`, there being one, is a page of this machine.
+fn is_from_loopback(headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok());
+    let host = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    host.is_some_and(is_loopback)
 }
 
 fn given_key(headers: &HeaderMap) -> Option<&str> {

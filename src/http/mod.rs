@@ -8,6 +8,7 @@ mod body;
 mod caller;
 mod catalogue;
 mod deliveries;
+mod diagnosis;
 mod dispatch;
 mod dispatch_request;
 mod erasures;
@@ -18,6 +19,7 @@ mod extract;
 mod health;
 mod ingest;
 mod json;
+mod mcp;
 mod names;
 mod openapi;
 mod problem;
@@ -133,15 +135,22 @@ pub fn router(state: ApiState) -> Routes {
         operations.extend(routes::of_the_api());
         routes = openapi::routes(&operations);
     }
-    for operation in operations {
+    for operation in &operations {
         routes = routes.route(operation.path(), operation.route());
     }
-    let routes = routes
+    if state.accepts_events {
+        let api = behind_the_gate(routes.clone(), state.clone());
+        routes = routes.route(mcp::PATH, mcp::route(&operations, &api));
+    }
+    MapRequest::new(behind_the_gate(routes, state), without_trailing_slash)
+}
+
+fn behind_the_gate(routes: Router<ApiState>, state: ApiState) -> Router {
+    routes
         .fallback(|| async { ApiError::NoRoute })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(middleware::from_fn_with_state(state.clone(), gate))
-        .with_state(state);
-    MapRequest::new(routes, without_trailing_slash)
+        .with_state(state)
 }
 
 /// Makes `/events/` mean `/events`, once and for all who look at the path: the access check sees

@@ -71,6 +71,15 @@ pub struct LastErrorBody {
     status: Option<i16>,
 }
 
+impl LastErrorBody {
+    /// The latest exchange of a lane that failed, if one did.
+    pub fn of(lately: Lately) -> Option<Self> {
+        let error = lately.last_error.zip(lately.last_message).zip(lately.last_failed_at);
+        let status = lately.last_status;
+        error.map(|((class, message), at)| Self { at, class, message, status })
+    }
+}
+
 /// Statistics of a subscription.
 pub async fn of_subscription(
     State(state): State<ApiState>,
@@ -107,7 +116,8 @@ pub async fn of_application(
     Ok(Json(body(since, &sums, lately, oldest_due, state.clock.now())))
 }
 
-fn since<const N: usize>(
+/// Since when is looked at: what the query says, at most a week ago.
+pub fn since<const N: usize>(
     state: &ApiState,
     given: &Parameters<N>,
 ) -> Result<DateTime<Utc>, Problem> {
@@ -130,7 +140,6 @@ fn body(
 ) -> StatisticsBody {
     let ended = sums.delivered + sums.dead;
     let quantile = |share| sums.durations.quantile_ms(share);
-    let error = lately.last_error.zip(lately.last_message).zip(lately.last_failed_at);
     StatisticsBody {
         since,
         attempts: sums.attempts,
@@ -141,14 +150,9 @@ fn body(
         success_rate: (ended > 0).then(|| sums.delivered as f64 / ended as f64),
         duration_ms: QuantilesBody { p50: quantile(0.5), p90: quantile(0.9), p99: quantile(0.99) },
         last_delivered_at: lately.last_delivered_at,
-        last_error: error.map(|((class, message), at)| LastErrorBody {
-            at,
-            class,
-            message,
-            status: lately.last_status,
-        }),
         failing_since: lately.failing_since,
         failure_streak: lately.failure_streak,
+        last_error: LastErrorBody::of(lately),
         queue_age_seconds: oldest_due.map_or(0.0, |at| (now - at).as_seconds_f64().max(0.0)),
     }
 }

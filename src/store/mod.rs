@@ -10,6 +10,7 @@ pub mod attention;
 mod claim;
 pub mod deliveries;
 pub mod delivery_pages;
+pub mod diagnosing;
 pub mod dispatchers;
 pub mod dispatches;
 mod draining;

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use clap::CommandFactory;
 use reqwest::StatusCode;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
-use webhook_dispatcher::{config::Settings, domain::ErrorClass};
+use webhook_dispatcher::{
+    config::{Instance, Settings},
+    domain::ErrorClass,
+};
 
 use crate::{support::TestDatabase, tidy::root};
 
@@ -77,7 +80,9 @@ fn variables(command: &clap::Command) -> BTreeSet<String> {
 }
 
 fn dispatcher_variables() -> BTreeSet<String> {
-    variables(&<Settings as clap::Args>::augment_args(clap::Command::new("webhook-dispatcher")))
+    let command = clap::Command::new("webhook-dispatcher");
+    let command = <Settings as clap::Args>::augment_args(command);
+    variables(&<Instance as clap::Args>::augment_args(command))
 }
 
 fn receiver_variables() -> BTreeSet<String> {

@@ -21,6 +21,7 @@ mod event_types;
 mod explaining;
 mod guides;
 mod log;
+mod mcp;
 mod openapi;
 mod operator_events;
 mod parking;

@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sealing", &["domain", "store", "sealing"]),
     ("http", &["domain", "store", "ingest", "http", "clock", "telemetry"]),
     ("commands", &["domain", "store", "config", "embedded_postgres", "commands"]),
+    ("bridge", &["config"]),
     ("embedded_postgres", &["embedded_postgres"]),
 ];
 /// What the pure core must not know.

@@ -9,5 +9,5 @@ mod operation;
 mod page;
 pub mod schemas;
 
-pub use operation::{Further, Operation, Parameter, Tag};
+pub use operation::{Caller, Content, Further, In, Operation, Parameter, Tag};
 pub use page::{is_public, routes};

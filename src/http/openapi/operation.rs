@@ -179,20 +179,20 @@ pub struct Answer {
 /// An operation of the API: a method of a path.
 #[derive(Clone)]
 pub struct Operation {
-    pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) route: MethodRouter<ApiState>,
-    pub(super) id: String,
-    pub(super) summary: &'static str,
-    pub(super) description: &'static str,
-    pub(super) tag: Tag,
-    pub(super) caller: Caller,
-    pub(super) further: Vec<Further>,
-    pub(super) parameters: Vec<Parameter>,
-    pub(super) body: Option<Body>,
-    pub(super) answers: Vec<Answer>,
-    pub(super) problems: Vec<ApiError>,
-    pub(super) problem_schema: Option<SchemaOf>,
+    pub(in crate::http) method: Method,
+    pub(in crate::http) path: String,
+    pub(in crate::http) route: MethodRouter<ApiState>,
+    pub(in crate::http) id: String,
+    pub(in crate::http) summary: &'static str,
+    pub(in crate::http) description: &'static str,
+    pub(in crate::http) tag: Tag,
+    pub(in crate::http) caller: Caller,
+    pub(in crate::http) further: Vec<Further>,
+    pub(in crate::http) parameters: Vec<Parameter>,
+    pub(in crate::http) body: Option<Body>,
+    pub(in crate::http) answers: Vec<Answer>,
+    pub(in crate::http) problems: Vec<ApiError>,
+    pub(in crate::http) problem_schema: Option<SchemaOf>,
 }
 
 fn invalid() -> ApiError {

@@ -4,6 +4,7 @@
 mod api_keys;
 mod applications;
 mod deliveries;
+mod diagnosis;
 mod dispatch;
 mod erasures;
 mod event_types;

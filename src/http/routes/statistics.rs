@@ -31,7 +31,7 @@ fn example() -> Value {
     })
 }
 
-fn since() -> Parameter {
+pub fn since() -> Parameter {
     take::of_query("since", "From then on; by default a day ago, at most a week ago", time())
 }
 

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{
-    deliveries,
+    deliveries, diagnosis,
     examples::{APPLICATION, CURSOR, EVENT, SECRET, SUBSCRIPTION, TIME},
     statistics,
 };
@@ -45,6 +45,7 @@ pub fn operations() -> Vec<Operation> {
         test(),
         deliveries::of_subscription(),
         statistics::of_subscription(),
+        diagnosis::of_subscription(),
     ]
 }
 

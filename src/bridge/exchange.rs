@@ -1,0 +1,269 @@
+//! One message to an instance, and what it answers.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, Response, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use rustls_platform_verifier::BuilderVerifierExt;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
+use url::{Host, Url};
+
+use crate::config::Instance;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take: a dispatch waits for its results.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// How many bytes an answer may have: twice what a tool answers, which is there as text as well.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Where a request of the protocol without sessions names its version.
+const VERSION_MEMBER: &str = "io.modelcontextprotocol/protocolVersion";
+
+/// Where messages go.
+pub struct Endpoint {
+    url: Url,
+    key: Option<header::HeaderValue>,
+    tls: Option<TlsConnector>,
+}
+
+/// What the protocol repeats of a message in headers.
+pub struct Head {
+    version: Option<String>,
+    method: Option<String>,
+    name: Option<String>,
+}
+
+impl Head {
+    /// Reads it off a message. `agreed` is the version that an `initialize` came to.
+    pub fn of(message: &Value, agreed: Option<&str>) -> Self {
+        let params = &message["params"];
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let method = text(&message["method"]);
+        let opens = method.as_deref() == Some("initialize");
+        let agreed = agreed.filter(|_| !opens).map(str::to_owned);
+        Self {
+            version: text(&params["_meta"][VERSION_MEMBER]).or(agreed),
+            name: text(&params["name"]).or_else(|| text(&params["uri"])),
+            method,
+        }
+    }
+}
+
+impl Endpoint {
+    /// `/mcp` of an instance.
+    pub fn new(instance: &Instance) -> anyhow::Result<Self> {
+        let mut url = instance.url.clone();
+        let tls = match url.scheme() {
+            "http" => None,
+            "https" => Some(trusting_the_machine()?),
+            other => {
+                bail!("WEBHOOK_DISPATCHER_URL must begin with http:// or https://, not {other}:")
+            }
+        };
+        let path = format!("{}/mcp", url.path().trim_end_matches('/').trim_end_matches("/mcp"));
+        url.set_path(&path);
+        url.set_query(None);
+        let key = instance.reveal_key().map(|key| {
+            let value = header::HeaderValue::try_from(format!("Bearer {key}"));
+            let mut value = value.context("WEBHOOK_DISPATCHER_API_KEY must be printable ASCII")?;
+            value.set_sensitive(true);
+            anyhow::Ok(value)
+        });
+        Ok(Self { url, key: key.transpose()?, tls })
+    }
+
+    /// Posts a message, and tells what is answered: nothing to a notification.
+    pub async fn post(&self, head: &Head, message: &Value) -> anyhow::Result<Vec<Value>> {
+        let exchange = async {
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
+            let stream = stream.context("connecting takes too long").and_then(|stream| stream);
+            let stream = stream.with_context(|| format!("no instance answers at {}", self.url))?;
+            self.exchange(stream, head, message).await
+        };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
+        let (status, is_stream, body) =
+            answer.context("the instance does not answer in time")??;
+        let answers = messages(&body, is_stream);
+        if let Some(answers) = answers.filter(|_| status != StatusCode::UNAUTHORIZED) {
+            return Ok(answers);
+        }
+        ensure!(!status.is_success() || body.is_empty(), "the instance answered with no message");
+        if status.is_success() {
+            return Ok(Vec::new());
+        }
+        let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let detail = problem["detail"].as_str().map(str::to_owned);
+        let detail = detail.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
+        let hint = match status {
+            StatusCode::UNAUTHORIZED => " (set WEBHOOK_DISPATCHER_API_KEY)",
+            StatusCode::NOT_FOUND => " (is WEBHOOK_DISPATCHER_URL that of an instance?)",
+            _ => "",
+        };
+        bail!("{} answered {status}: {detail}{hint}", self.url)
+    }
+
+    async fn connect(&self) -> anyhow::Result<Either<TcpStream, impl Stream>> {
+        let port = self.url.port_or_known_default().context("it has no port")?;
+        let host = self.url.host().context("it has no host")?;
+        let stream = match &host {
+            Host::Domain(name) => TcpStream::connect((*name, port)).await?,
+            Host::Ipv4(ip) => TcpStream::connect((*ip, port)).await?,
+            Host::Ipv6(ip) => TcpStream::connect((*ip, port)).await?,
+        };
+        stream.set_nodelay(true)?;
+        let Some(tls) = &self.tls else { return Ok(Either::Left(stream)) };
+        let name = match host {
+            Host::Domain(name) => ServerName::try_from(name.to_owned())?,
+            Host::Ipv4(ip) => ServerName::from(std::net::IpAddr::from(ip)),
+            Host::Ipv6(ip) => ServerName::from(std::net::IpAddr::from(ip)),
+        };
+        Ok(Either::Right(tls.connect(name, stream).await?))
+    }
+
+    /// The status, whether it is a stream of events, and the body.
+    async fn exchange(
+        &self,
+        stream: impl Stream,
+        head: &Head,
+        message: &Value,
+    ) -> anyhow::Result<(StatusCode, bool, Bytes)> {
+        let request = self.request(head, message)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let exchange = async move {
+            let response: Response<_> = sender.send_request(request).await?;
+            let (parts, body) = response.into_parts();
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+            let content_type = parts.headers.get(header::CONTENT_TYPE);
+            let content_type =
+                content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+            Ok((parts.status, content_type.starts_with("text/event-stream"), body))
+        };
+        // It ends once the sender is gone, which the exchange takes with it.
+        let (answer, _) = tokio::join!(exchange, connection);
+        answer
+    }
+
+    fn request(&self, head: &Head, message: &Value) -> anyhow::Result<Request<Full<Bytes>>> {
+        let authority = &self.url[url::Position::BeforeHost..url::Position::AfterPort];
+        let mut request = Request::post(self.url.path())
+            .header(header::HOST, authority)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json, text/event-stream");
+        if let Some(key) = &self.key {
+            request = request.header(header::AUTHORIZATION, key);
+        }
+        for (name, value) in [
+            ("mcp-protocol-version", &head.version),
+            ("mcp-method", &head.method),
+            ("mcp-name", &head.name),
+        ] {
+            if let Some(value) = value {
+                request = request.header(name, value);
+            }
+        }
+        Ok(request.body(Full::new(Bytes::from(message.to_string())))?)
+    }
+}
+
+/// What bytes of HTTP go over.
+trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for T {}
+
+/// TLS that trusts what the machine trusts.
+fn trusting_the_machine() -> anyhow::Result<TlsConnector> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// The messages of an answer; `None` if it is none of the protocol's.
+fn messages(body: &[u8], is_stream: bool) -> Option<Vec<Value>> {
+    let of_protocol = |text: &[u8]| {
+        let message: Value = serde_json::from_slice(text).ok()?;
+        (message["jsonrpc"] == "2.0").then_some(message)
+    };
+    if !is_stream {
+        return of_protocol(body).map(|message| vec![message]);
+    }
+    let lines = body.split(|byte| *byte == b'\n');
+    Some(lines.filter_map(|line| of_protocol(line.strip_prefix(b"data:")?)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        instance: Instance,
+    }
+
+    fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
+        let flags = ["mcp".to_owned(), format!("--url={url}"), "--api-key=whd_x".to_owned()];
+        Endpoint::new(&Flags::parse_from(flags).instance)
+    }
+
+    #[test]
+    fn the_endpoint_is_below_the_instance() {
+        for (given, expected) in [
+            ("http://127.0.0.1:8000", "http://127.0.0.1:8000/mcp"),
+            ("https://hooks.example.com/", "https://hooks.example.com/mcp"),
+            ("https://hooks.example.com/mcp", "https://hooks.example.com/mcp"),
+            ("https://example.com/hooks/?a=b", "https://example.com/hooks/mcp"),
+        ] {
+            assert_eq!(endpoint(given).unwrap().url.as_str(), expected);
+        }
+        assert!(endpoint("ftp://example.com").is_err());
+    }
+
+    #[test]
+    fn the_version_is_the_requests_own_or_the_one_agreed_on() {
+        let version = |message: Value, agreed| Head::of(&message, agreed).version;
+        let list = json!({"method": "tools/list"});
+        assert_eq!(version(list.clone(), None), None);
+        assert_eq!(version(list, Some("2025-11-25")).as_deref(), Some("2025-11-25"));
+        let opening = json!({"method": "initialize", "params": {"protocolVersion": "2025-06-18"}});
+        assert_eq!(version(opening, Some("2025-11-25")), None);
+        let own =
+            json!({"method": "tools/call", "params": {"_meta": {VERSION_MEMBER: "2026-07-28"}}});
+        assert_eq!(version(own, Some("2025-11-25")).as_deref(), Some("2026-07-28"));
+    }
+
+    #[test]
+    fn a_request_says_who_calls_and_whom() {
+        let endpoint = endpoint("http://127.0.0.1:8000").unwrap();
+        let message = json!({"method": "tools/call", "params": {"name": "webhook.event"}});
+        let request = endpoint.request(&Head::of(&message, None), &message).unwrap();
+        let header = |name: &str| request.headers()[name].to_str().unwrap();
+        assert_eq!(header("host"), "127.0.0.1:8000");
+        assert_eq!(header("authorization"), "Bearer whd_x");
+        assert_eq!((header("mcp-method"), header("mcp-name")), ("tools/call", "webhook.event"));
+    }
+
+    #[test]
+    fn messages_come_alone_or_as_events() {
+        let one = json!({"jsonrpc": "2.0", "id": 1, "result": {}});
+        assert_eq!(messages(one.to_string().as_bytes(), false), Some(vec![one.clone()]));
+        let events = format!("event: message\ndata: {one}\n\ndata:\n\ndata: {one}\n\n");
+        assert_eq!(messages(events.as_bytes(), true), Some(vec![one.clone(), one]));
+        assert_eq!(messages(b"{\"detail\": \"no\"}", false), None);
+        assert_eq!(messages(b"", false), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! `POST /mcp`: the API for agents, as tools of the Model Context Protocol over Streamable HTTP.
+//!
+//! A tool is a name for an operation of the API: its schemas are made of the operation's declaration,
+//! and a call is a request to the same routes in this process, with the caller's own key. So keys,
+//! roles, tenants, checks and problems are those of the API, and nothing is decided twice.
+//!
+//! There are no sessions: each request stands for itself, and any replica answers it. That is how the
+//! protocol works since 2026-07-28, and older clients do without as well. So there is nothing to bound
+//! and to time out but requests, as everywhere.
+
+mod advice;
+mod declared;
+mod server;
+mod tool;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, post},
+};
+use http_body_util::Full;
+use rmcp::transport::streamable_http_server::{
+    StreamableHttpServerConfig, StreamableHttpService, session::never::NeverSessionManager,
+};
+
+use self::{server::Server, tool::Tool};
+use super::{ApiError, ApiState, access, body, openapi::Operation};
+
+/// Where it is.
+pub const PATH: &str = "/mcp";
+
+type Service = StreamableHttpService<Server, NeverSessionManager>;
+
+/// The route. `api` are the routes that tools call, with all that stands before them.
+pub fn route(operations: &[Operation], api: &Router) -> MethodRouter<ApiState> {
+    let tools: Arc<[Tool]> = declared::tools(operations).into();
+    let server = Server::new(tools, api.clone());
+    // The gate looks at `Host`, and `body` bounds what is read: both for this route as for others.
+    let config = StreamableHttpServerConfig::default()
+        .with_legacy_session_mode(false)
+        .with_json_response(true)
+        .disable_allowed_hosts();
+    let sessions = Arc::new(NeverSessionManager::default());
+    let service = Service::new(move || Ok(server.clone()), sessions, config);
+    post(async move |State(state): State<ApiState>, request: Request| {
+        answer(service, &state, request).await
+    })
+}
+
+async fn answer(
+    service: Service,
+    state: &ApiState,
+    request: Request,
+) -> Result<Response, ApiError> {
+    access::is_no_web_page(request.headers())?;
+    let (parts, body) = request.into_parts();
+    let whole = Request::from_parts(parts.clone(), body);
+    let body = body::read_json(whole, state.body_limit, None).await?;
+    let request = Request::from_parts(parts, Full::new(body));
+    Ok(service.handle(request).await.map(Body::new).into_response())
+}
