@@ -88,12 +88,11 @@ fn is_welcome(access: &Access, request: &Request) -> Result<(), ApiError> {
                 return Err(ApiError::Forbidden(NOT_LOOPBACK));
             }
             // Browsers say where a request comes from; simple ones need no permission of ours.
-            if request.method() != Method::GET && headers.contains_key(header::ORIGIN) {
-                if !is_from_loopback(headers) {
-                    return Err(ApiError::Forbidden(
-                        "without ADMIN_API_KEY no web page of another origin may call",
-                    ));
-                }
+            let may_change = request.method() != Method::GET;
+            if may_change && headers.contains_key(header::ORIGIN) && !is_from_loopback(headers) {
+                return Err(ApiError::Forbidden(
+                    "without ADMIN_API_KEY no web page of another origin may call",
+                ));
             }
         }
     }

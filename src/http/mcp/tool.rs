@@ -69,7 +69,7 @@ impl Tool {
                 required.is_some_and(|names| names.iter().any(|one| one == name))
                     || declared.required.contains(&name)
             };
-            for (name, member) in declared.members(&body.schema) {
+            for (name, member) in Declared::members(&body.schema) {
                 input.add(name, Goes::Body, member, is_required(name));
             }
         }
