@@ -200,7 +200,8 @@ impl Store {
     ) -> Result<Option<DeliveryDetail>, StoreError> {
         bounded(async {
             let mut query = in_any_table(application, (id, id), |_| {});
-            let delivery = query.build_query_as().fetch_optional(&self.pool).await?;
+            let delivery =
+                query.build_query_as().persistent(false).fetch_optional(&self.pool).await?;
             let Some(mut delivery) = delivery else { return Ok(None) };
             self.tell_signing_keys(std::slice::from_mut(&mut delivery)).await?;
             let attempts = self.attempts_between(id, id).await?;
@@ -247,7 +248,7 @@ impl Store {
                 }
             });
             query.push(" order by delivery_id limit ").push_bind(DELIVERIES_SHOWN_MAX);
-            Ok(query.build_query_as().fetch_all(&self.pool).await?)
+            Ok(query.build_query_as().persistent(false).fetch_all(&self.pool).await?)
         })
         .await
     }

@@ -115,7 +115,7 @@ impl Store {
             query.push(") as any_state where true");
             push_late_filters(&mut query, filter);
             query.push(" order by delivery_id desc limit ").push_bind(rows_max);
-            let rows = query.build_query_as().fetch_all(&self.pool).await?;
+            let rows = query.build_query_as().persistent(false).fetch_all(&self.pool).await?;
             Ok((rows, floor.map(DeliveryId::from_uuid)))
         })
         .await
@@ -150,7 +150,7 @@ impl Store {
         };
         bounded(async {
             query.push(" order by d.delivery_id desc limit 1 offset ").push_bind(scanned_max - 1);
-            Ok(query.build_query_scalar().fetch_optional(&self.pool).await?)
+            Ok(query.build_query_scalar().persistent(false).fetch_optional(&self.pool).await?)
         })
         .await
     }
@@ -171,7 +171,7 @@ impl Store {
             let mut query = QueryBuilder::<Postgres>::new("select event_id from event");
             push_events(&mut query, application, filter);
             query.push(" order by event_id desc limit 1 offset ").push_bind(events_max - 1);
-            Ok(query.build_query_scalar().fetch_optional(&self.pool).await?)
+            Ok(query.build_query_scalar().persistent(false).fetch_optional(&self.pool).await?)
         })
         .await?;
         let range =
@@ -200,7 +200,7 @@ impl Store {
             }
             query.push(") as any_state order by any_state.delivery_id desc limit ");
             query.push_bind(rows_max);
-            let rows = query.build_query_as().fetch_all(&self.pool).await?;
+            let rows = query.build_query_as().persistent(false).fetch_all(&self.pool).await?;
             let below = floor.map(|id| EventId::from_uuid(id).delivery_range().0);
             Ok((rows, below))
         })

@@ -223,7 +223,7 @@ impl Store {
         let scan_end = self.scan_end(application, filter, scanned_max).await?;
         let mut rows: Vec<EventRow> = bounded(async {
             let mut query = page_query(application, filter, scan_end, rows_max);
-            Ok(query.build_query_as().fetch_all(&self.pool).await?)
+            Ok(query.build_query_as().persistent(false).fetch_all(&self.pool).await?)
         })
         .await?;
         let is_full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= rows_max;
@@ -255,7 +255,8 @@ impl Store {
             push_range(&mut query, application, filter);
             query.push(" order by event_id desc limit 1 offset ");
             query.push_bind(scanned_max - 1);
-            let end: Option<Uuid> = query.build_query_scalar().fetch_optional(&self.pool).await?;
+            let end: Option<Uuid> =
+                query.build_query_scalar().persistent(false).fetch_optional(&self.pool).await?;
             Ok(end.map(EventId::from_uuid))
         })
         .await
@@ -295,6 +296,7 @@ impl Store {
         high: DeliveryId,
     ) -> Result<Vec<AttemptRow>, StoreError> {
         Ok(sqlx::query_as(ATTEMPTS)
+            .persistent(false)
             .bind(low.uuid())
             .bind(high.uuid())
             .bind(ATTEMPTS_SHOWN_MAX)
@@ -315,7 +317,7 @@ impl Store {
             query.push_bind(id.uuid()).push(" and application_id = ");
             query.push_bind(application.uuid()).push(")");
             push_summary(&mut query, IdRange { low: id.uuid(), high: id.uuid() });
-            Ok(query.build_query_as().fetch_optional(&self.pool).await?)
+            Ok(query.build_query_as().persistent(false).fetch_optional(&self.pool).await?)
         })
         .await
     }

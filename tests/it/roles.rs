@@ -352,6 +352,12 @@ async fn all_of(
                 for moving in ["since", "queue_age_seconds"] {
                     answer.as_object_mut().unwrap().remove(moving);
                 }
+                let mut answer = answer;
+                if case.id.ends_with("iagnoseSubscription") {
+                    // The newest rows of the queue are looked at, whosever they are, and it has no
+                    // pages to make up for that.
+                    answer.as_object_mut().unwrap().remove("deliveries_looked_at");
+                }
                 items.push(answer);
                 break;
             };
