@@ -51,24 +51,14 @@ pub struct ApplicationBody {
 
 impl From<ApplicationRow> for ApplicationBody {
     fn from(row: ApplicationRow) -> Self {
-        let id = row.id();
-        let ApplicationRow {
-            uid,
-            name,
-            accepts_unknown_types,
-            payload_retention_days,
-            created_at,
-            updated_at,
-            ..
-        } = row;
         Self {
-            id,
-            uid,
-            name,
-            accepts_unknown_types,
-            payload_retention_days,
-            created_at,
-            updated_at,
+            id: row.id(),
+            uid: row.uid,
+            name: row.name,
+            accepts_unknown_types: row.accepts_unknown_types,
+            payload_retention_days: row.payload_retention_days,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
         }
     }
 }
@@ -97,7 +87,7 @@ pub async fn create(
         uid: &uid,
         name: &name,
         accepts_unknown_types,
-        payload_retention_days: payloads(&state, &given)?.and_then(PayloadsKept::days),
+        payloads: payloads(&state, &given)?,
         key: &signs,
     };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;

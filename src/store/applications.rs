@@ -58,8 +58,8 @@ pub struct NewApplication<'a> {
     pub key: &'a NewSigningKey,
     /// Whether events of types that are in no catalogue are taken.
     pub accepts_unknown_types: bool,
-    /// After how many days its payloads are dropped; `None`: as the settings say.
-    pub payload_retention_days: Option<i32>,
+    /// For how long its payloads are kept, if that is said.
+    pub payloads: Option<PayloadsKept>,
 }
 
 /// For how long an application keeps payloads.
@@ -69,16 +69,6 @@ pub enum PayloadsKept {
     AsSettings,
     /// For so many days.
     Days(i32),
-}
-
-impl PayloadsKept {
-    /// The days, if it says how many.
-    pub fn days(self) -> Option<i32> {
-        match self {
-            Self::AsSettings => None,
-            Self::Days(days) => Some(days),
-        }
-    }
 }
 
 /// What is to be changed of an application; `None` leaves it as it is.
@@ -124,8 +114,8 @@ impl Store {
             .bind(new.accepts_unknown_types)
             .execute(&mut *transaction)
             .await?;
-            if new.payload_retention_days.is_some() {
-                keep_payloads(&mut transaction, new.id, new.payload_retention_days).await?;
+            if let Some(payloads) = new.payloads {
+                keep_payloads(&mut transaction, new.id, payloads).await?;
             }
             insert_key(&mut transaction, new.id, None, new.key).await?;
             transaction.commit().await?;
@@ -184,7 +174,7 @@ impl Store {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
             if let Some(payloads) = change.payloads {
-                keep_payloads(&mut transaction, id, payloads.days()).await?;
+                keep_payloads(&mut transaction, id, payloads).await?;
             }
             let mut query = QueryBuilder::<Postgres>::new("update application set uid = coalesce(");
             query.push_bind(change.uid).push(", uid), routing_version = routing_version");
@@ -242,14 +232,19 @@ impl Store {
 async fn keep_payloads(
     connection: &mut PgConnection,
     id: ApplicationId,
-    days: Option<i32>,
+    kept: PayloadsKept,
 ) -> Result<(), StoreError> {
-    let statement = if days.is_some() {
-        "insert into payload_retention (application_id, days) values ($1, $2)
-         on conflict (application_id) do update set days = excluded.days"
-    } else {
-        "delete from payload_retention where application_id = $1 and $2::int is null"
+    let query = match kept {
+        PayloadsKept::AsSettings => {
+            sqlx::query("delete from payload_retention where application_id = $1").bind(id.uuid())
+        }
+        PayloadsKept::Days(days) => sqlx::query(
+            "insert into payload_retention (application_id, days) values ($1, $2)
+             on conflict (application_id) do update set days = excluded.days",
+        )
+        .bind(id.uuid())
+        .bind(days),
     };
-    sqlx::query(statement).bind(id.uuid()).bind(days).execute(connection).await?;
+    query.execute(connection).await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     queue::interval,
-    subscriptions::{SubscriptionFilter, SubscriptionRow, current_subscriptions},
+    subscriptions::{SubscriptionFilter, SubscriptionRow, current_subscriptions, listed},
 };
 use crate::domain::{ApplicationId, SubscriptionId, subscription::DisabledBecause};
 
@@ -114,15 +114,11 @@ impl Store {
     }
 }
 
-const LOOKED_AT: &str = "
-    select s.subscription_id
-    from subscription s join subscription_revision r using (subscription_id, revision)
-    where s.application_id = $1 and s.deleted_at is null
-      and ($2::uuid is null or s.subscription_id < $2)
-      and ($3::boolean is null or r.is_active = $3)
-      and ($4::text is null or $4 = any(r.event_types))
-      and ($5::text is null or r.target_url = $5)
-    order by s.subscription_id desc limit $6";
+const LOOKED_AT: &str = concat!(
+    "select s.subscription_id
+     from subscription s join subscription_revision r using (subscription_id, revision) ",
+    listed!()
+);
 
 // Of each one a bounded number of rows is looked at, found by key: the latest minutes and the head of
 // the queue.

@@ -182,6 +182,21 @@ impl IdRange {
     }
 }
 
+/// Events, and between which ids the deliveries of each lie, as columns.
+pub(super) struct Ranges {
+    pub events: Vec<Uuid>,
+    pub low: Vec<Uuid>,
+    pub high: Vec<Uuid>,
+}
+
+impl Ranges {
+    pub fn of(events: &[EventId]) -> Self {
+        let (low, high) =
+            events.iter().map(|id| id.delivery_range()).map(|(l, h)| (l.uuid(), h.uuid())).unzip();
+        Self { events: events.iter().map(|id| id.uuid()).collect(), low, high }
+    }
+}
+
 /// The rest of the columns, and the table.
 const ENDED: &str = "d.event_type, d.state, d.reason, d.attempt_count, d.last_status,
     d.reason as last_error, null::timestamptz as next_attempt_at, d.ended_at,
@@ -271,13 +286,15 @@ fn in_any_table(
     (low, high): (DeliveryId, DeliveryId),
     push_more: impl Fn(&mut QueryBuilder<Postgres>),
 ) -> QueryBuilder<Postgres> {
+    let range = IdRange { low: low.uuid(), high: high.uuid() };
     let mut query = QueryBuilder::<Postgres>::new("");
     for (index, source) in Source::ALL.into_iter().enumerate() {
         query.push(if index > 0 { " union all " } else { "" });
-        source.push_select(&mut query, IdRange { low: low.uuid(), high: high.uuid() });
+        source.push_select(&mut query, range);
         query.push(" and d.application_id = ").push_bind(application.uuid());
-        query.push(" and d.delivery_id between ").push_bind(low.uuid());
-        query.push(" and ").push_bind(high.uuid());
+        if source != Source::History {
+            range.push(&mut query, "d.delivery_id");
+        }
         push_more(&mut query);
     }
     query

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded};
+use super::{Store, StoreError, bounded, deliveries::Ranges};
 use crate::domain::{ApplicationId, DeliveryState, EventId};
 
 /// What became of an event at one target.
@@ -55,17 +55,12 @@ impl Store {
 
     /// Which of these events have no delivery in the queue any more that can still change.
     pub async fn settled_events(&self, events: &[EventId]) -> Result<Vec<EventId>, StoreError> {
-        let ids: Vec<Uuid> = events.iter().map(|event| event.uuid()).collect();
-        let (low, high): (Vec<Uuid>, Vec<Uuid>) = events
-            .iter()
-            .map(|event| event.delivery_range())
-            .map(|(low, high)| (low.uuid(), high.uuid()))
-            .unzip();
+        let ranges = Ranges::of(events);
         bounded(async {
             let settled: Vec<Uuid> = sqlx::query_scalar(SETTLED_EVENTS)
-                .bind(ids)
-                .bind(low)
-                .bind(high)
+                .bind(ranges.events)
+                .bind(ranges.low)
+                .bind(ranges.high)
                 .fetch_all(&self.pool)
                 .await?;
             Ok(settled.into_iter().map(EventId::from_uuid).collect())

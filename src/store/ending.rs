@@ -47,9 +47,9 @@ macro_rules! taken_end {
     };
 }
 
-/// A part of this name that tells of deliveries, each a row with the columns of `delivery`: whoever asked for events of this
-/// type gets one (see `migrations/0011_operator_events.sql`). A row costs a look-up or two, so it is
-/// for what is rare.
+/// A part of this name that tells of deliveries, each a row with the columns of `delivery`: whoever
+/// asked for events of this type gets one (see `migrations/0011_operator_events.sql`). A row costs a
+/// look-up or two, so it is for what is rare.
 macro_rules! told {
     ($name:literal, $event_type:literal, $rows:literal) => {
         concat!(

@@ -4,11 +4,12 @@
 //! first, so that nothing waits for a payload that is gone. Deliveries that are being sent are left
 //! alone: their results come within the deadline of an exchange, and then it is tried again.
 
-use sqlx::{FromRow, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
     StoreError,
+    deliveries::Ranges,
     ending::{from_parked, from_queue, taken_end, told},
 };
 use crate::domain::EventId;
@@ -28,7 +29,7 @@ pub(super) async fn by_key(connection: &mut PgConnection) -> Result<(), StoreErr
 }
 
 /// What was taken away.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, FromRow)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Erased {
     /// Deliveries that were ended.
     pub ended: i64,
@@ -54,21 +55,6 @@ impl Erased {
     }
 }
 
-/// The events as their ids and the ranges of their deliveries' ids.
-struct Ranges {
-    events: Vec<Uuid>,
-    low: Vec<Uuid>,
-    high: Vec<Uuid>,
-}
-
-impl Ranges {
-    fn of(events: &[EventId]) -> Self {
-        let (low, high) =
-            events.iter().map(|id| id.delivery_range()).map(|(l, h)| (l.uuid(), h.uuid())).unzip();
-        Self { events: events.iter().map(|id| id.uuid()).collect(), low, high }
-    }
-}
-
 /// Drops the payloads of events. What waits to be sent dies as `expired`, as it would have when it came
 /// to be sent.
 pub(super) async fn drop_payloads(
@@ -76,17 +62,7 @@ pub(super) async fn drop_payloads(
     application: Uuid,
     events: &[EventId],
 ) -> Result<Erased, StoreError> {
-    let ranges = Ranges::of(events);
-    let (ended, in_flight): (i64, i64) = sqlx::query_as(EXPIRE)
-        .bind(application)
-        .bind(&ranges.events)
-        .bind(&ranges.low)
-        .bind(&ranges.high)
-        .bind(ROWS_MAX)
-        .fetch_one(&mut *connection)
-        .await?;
-    let payloads = delete_payloads(connection, &ranges).await?;
-    Ok(Erased { ended, payloads, in_flight, ..Erased::default() })
+    end(connection, EXPIRE, application, &Ranges::of(events)).await
 }
 
 /// Takes away what events, and what was done for them, may say of somebody: payload, metadata, subject,
@@ -98,23 +74,14 @@ pub(super) async fn erase(
     events: &[EventId],
 ) -> Result<Erased, StoreError> {
     let ranges = Ranges::of(events);
-    let (ended, in_flight): (i64, i64) = sqlx::query_as(CANCEL)
-        .bind(application)
-        .bind(&ranges.events)
-        .bind(&ranges.low)
-        .bind(&ranges.high)
-        .bind(ROWS_MAX)
-        .fetch_one(&mut *connection)
-        .await?;
-    let payloads = delete_payloads(connection, &ranges).await?;
+    let mut erased = end(connection, CANCEL, application, &ranges).await?;
     let attempts = sqlx::query(BLANK_ATTEMPTS)
         .bind(&ranges.low)
         .bind(&ranges.high)
         .bind(ROWS_MAX)
         .execute(&mut *connection)
         .await?;
-    let attempts = i64::try_from(attempts.rows_affected()).unwrap_or(i64::MAX);
-    let mut erased = Erased { ended, payloads, attempts, in_flight, ..Erased::default() };
+    erased.attempts = i64::try_from(attempts.rows_affected()).unwrap_or(i64::MAX);
     // By its subject an event is found again, so that goes last.
     if erased.is_all() {
         erased.idempotency_keys = sqlx::query_scalar(BLANK_EVENTS)
@@ -124,6 +91,25 @@ pub(super) async fn erase(
             .await?;
     }
     Ok(erased)
+}
+
+/// Ends what waits of events, as a statement says, and deletes their payloads.
+async fn end(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    application: Uuid,
+    ranges: &Ranges,
+) -> Result<Erased, StoreError> {
+    let (ended, in_flight): (i64, i64) = sqlx::query_as(statement)
+        .bind(application)
+        .bind(&ranges.events)
+        .bind(&ranges.low)
+        .bind(&ranges.high)
+        .bind(ROWS_MAX)
+        .fetch_one(&mut *connection)
+        .await?;
+    let payloads = delete_payloads(connection, ranges).await?;
+    Ok(Erased { ended, payloads, in_flight, ..Erased::default() })
 }
 
 /// With them goes what was said of their targets: headers may be credentials, and without a payload

@@ -14,12 +14,12 @@ use super::{
     Store, StoreError, bounded,
     erasing::{Erased, by_key, erase},
     idempotency::{Reservation, Standing, stand},
+    jobs::{Jobs, above_all_at, one_at_a_time},
     queue::interval,
 };
 use crate::domain::{
     ApplicationId, ErasureId, EventId,
     erasure::{Erasable, ErasureState},
-    ids::lower_bound,
 };
 
 /// How many erasures of an application may be under way at a time.
@@ -30,8 +30,6 @@ const EVENTS_PER_STEP: i64 = 200;
 const DELIVERIES_PER_STEP: i64 = 2_000;
 /// How long an erasure waits for deliveries that are being sent, before it looks again.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_secs(1);
-/// Ids of other processes may be ahead of this one's clock by so much.
-const CLOCKS_APART_MS_MAX: u64 = 1_000;
 
 /// An erasure to be made.
 #[derive(Debug)]
@@ -107,6 +105,8 @@ const COLUMNS: &str = "erasure_id, application_id, scope, event_id, subject,
      until_id, event_cursor, event_count, payload_count, attempt_count, cancelled_count,
      idempotency_key_count, created_at, updated_at, ended_at";
 
+const JOBS: Jobs = Jobs { table: "erasure", id: "erasure_id", columns: COLUMNS };
+
 impl Store {
     /// Makes an erasure, unless `once` was answered before: then only its standing is told. Full at
     /// [`ERASURES_MAX`].
@@ -117,9 +117,7 @@ impl Store {
     ) -> Result<Standing, StoreError> {
         let until = match new.of {
             Erasable::Event(id) => Uuid::from_u128(id.uuid().as_u128().saturating_add(1)),
-            Erasable::Subject(_) | Erasable::Application => {
-                lower_bound(new.unix_ms.saturating_add(CLOCKS_APART_MS_MAX))
-            }
+            Erasable::Subject(_) | Erasable::Application => above_all_at(new.unix_ms),
         };
         bounded(async {
             let mut connection = self.pool.acquire().await?;
@@ -128,11 +126,7 @@ impl Store {
             if standing != Standing::New {
                 return Ok(standing);
             }
-            // One at a time, so that they are counted.
-            sqlx::query("select from application where application_id = $1 for no key update")
-                .bind(new.application.uuid())
-                .execute(&mut *transaction)
-                .await?;
+            one_at_a_time(&mut transaction, new.application).await?;
             let inserted = sqlx::query(
                 "insert into erasure (erasure_id, application_id, scope, event_id, subject,
                                       subject_sha256, until_id)
@@ -165,13 +159,7 @@ impl Store {
         application: ApplicationId,
         id: ErasureId,
     ) -> Result<Option<ErasureRow>, StoreError> {
-        bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("select ");
-            query.push(COLUMNS).push(" from erasure where application_id = ");
-            query.push_bind(application.uuid()).push(" and erasure_id = ").push_bind(id.uuid());
-            Ok(query.build_query_as().fetch_optional(&self.pool).await?)
-        })
-        .await
+        JOBS.find(self, application, id.uuid()).await
     }
 
     /// Lists erasures of an application, newest first: up to `rows_max` of those made before
@@ -182,17 +170,7 @@ impl Store {
         older_than: Option<ErasureId>,
         rows_max: i64,
     ) -> Result<Vec<ErasureRow>, StoreError> {
-        bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("select ");
-            query.push(COLUMNS).push(" from erasure where application_id = ");
-            query.push_bind(application.uuid());
-            if let Some(older_than) = older_than {
-                query.push(" and erasure_id < ").push_bind(older_than.uuid());
-            }
-            query.push(" order by erasure_id desc limit ").push_bind(rows_max);
-            Ok(query.build_query_as().fetch_all(&self.pool).await?)
-        })
-        .await
+        JOBS.list(self, application, older_than.map(ErasureId::uuid), rows_max).await
     }
 
     /// Makes the next step of the erasure that is due for the longest; `None`: none is due, or others
@@ -219,39 +197,31 @@ impl Store {
 }
 
 async fn step(connection: &mut PgConnection, row: &ErasureRow) -> Result<ErasureRow, StoreError> {
-    let mut erased = Erased::default();
-    let mut events = 0;
-    if row.event_cursor.is_nil() {
+    let unmoved = if row.event_cursor.is_nil() {
         // What is still on its way from SQL never becomes an event; what is being moved at this moment
         // is waited for, and found below.
-        let outbox: Unmoved = sqlx::query_as(UNMOVED)
+        sqlx::query_as(UNMOVED)
             .bind(row.application_id)
             .bind(row.event_id)
             .bind(row.subject.as_deref())
             .bind(row.until_id)
             .fetch_one(&mut *connection)
-            .await?;
-        events += outbox.events;
-        erased.payloads += outbox.events;
-        erased.idempotency_keys += outbox.idempotency_keys;
-    }
+            .await?
+    } else {
+        Unmoved::default()
+    };
     let found = next_events(connection, row).await?;
     let ids: Vec<_> = found.iter().copied().map(EventId::from_uuid).collect();
+    let (mut erased, mut events) = (Erased::default(), unmoved.events);
     let mut cursor = row.event_cursor;
-    let mut pause = Duration::ZERO;
     if let Some(&last) = found.last() {
-        let done = erase(connection, row.application_id, &ids).await?;
-        erased.ended += done.ended;
-        erased.payloads += done.payloads;
-        erased.attempts += done.attempts;
-        erased.idempotency_keys += done.idempotency_keys;
-        if done.is_all() {
+        erased = erase(connection, row.application_id, &ids).await?;
+        if erased.is_all() {
             cursor = last;
             events += i64::try_from(found.len()).unwrap_or(i64::MAX);
-        } else if done.in_flight > 0 {
-            pause = IN_FLIGHT_PAUSE;
         }
     }
+    let pause = if erased.in_flight > 0 { IN_FLIGHT_PAUSE } else { Duration::ZERO };
     let is_done = found.is_empty();
     let state = if is_done { ErasureState::Completed } else { ErasureState::Running };
     let mut query = QueryBuilder::<Postgres>::new("update erasure set state = ");
@@ -261,11 +231,11 @@ async fn step(connection: &mut PgConnection, row: &ErasureRow) -> Result<Erasure
     query.push(", event_cursor = ").push_bind(cursor);
     query.push(", next_step_at = now() + ").push_bind(interval(pause));
     query.push(", event_count = event_count + ").push_bind(events);
-    query.push(", payload_count = payload_count + ").push_bind(erased.payloads);
+    query.push(", payload_count = payload_count + ").push_bind(erased.payloads + unmoved.events);
     query.push(", attempt_count = attempt_count + ").push_bind(erased.attempts);
     query.push(", cancelled_count = cancelled_count + ").push_bind(erased.ended);
     query.push(", idempotency_key_count = idempotency_key_count + ");
-    query.push_bind(erased.idempotency_keys);
+    query.push_bind(erased.idempotency_keys + unmoved.idempotency_keys);
     query.push(", updated_at = now() where erasure_id = ").push_bind(row.erasure_id);
     query.push(" returning ").push(COLUMNS);
     Ok(query.build_query_as().fetch_one(connection).await?)
@@ -297,7 +267,7 @@ async fn next_events(
     Ok(query.build_query_scalar().fetch_all(connection).await?)
 }
 
-#[derive(FromRow)]
+#[derive(Default, FromRow)]
 struct Unmoved {
     events: i64,
     idempotency_keys: i64,

@@ -22,6 +22,7 @@ pub mod events;
 pub mod explaining;
 pub mod history;
 pub mod idempotency;
+mod jobs;
 pub mod notify;
 pub mod outbox;
 pub mod parking;

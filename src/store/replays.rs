@@ -11,19 +11,16 @@ use super::{
     Store, StoreError, bounded,
     history::time_bound,
     idempotency::{Reservation, Standing, stand},
+    jobs::{Jobs, above_all_at, one_at_a_time},
     queue::interval,
 };
 use crate::domain::{
-    ApplicationId, DeliveryState, ErrorClass, EventId, ReplayId, SubscriptionId,
-    ids::{lower_bound, unix_ms_of},
+    ApplicationId, DeliveryState, ErrorClass, EventId, ReplayId, SubscriptionId, ids::unix_ms_of,
     replay::ReplayState,
 };
 
 /// How many replays of an application may be under way or paused at a time.
 pub const REPLAYS_MAX: i64 = 10;
-/// Ids of other processes may be ahead of this one's clock by so much. What was made after a replay
-/// is left out by the database's clock; this only ends the range that is looked through.
-const CLOCKS_APART_MS_MAX: u64 = 1_000;
 
 /// What a replay sends again, of what had ended when it was made.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,7 +53,7 @@ impl ReplayFilter {
     /// deliveries and their events.
     pub(super) fn range(&self, unix_ms: u64) -> (Uuid, Uuid) {
         let mut after = self.created_from.map_or(Uuid::nil(), time_bound);
-        let mut until = lower_bound(unix_ms.saturating_add(CLOCKS_APART_MS_MAX));
+        let mut until = above_all_at(unix_ms);
         if let Some(at) = self.created_until {
             until = until.min(time_bound(at));
         }
@@ -199,6 +196,8 @@ pub enum Moved {
     NotFound,
 }
 
+const JOBS: Jobs = Jobs { table: "replay r", id: "replay_id", columns: COLUMNS };
+
 impl Store {
     /// Makes a replay, unless `once` was answered before: then only its standing is told. Full at
     /// [`REPLAYS_MAX`].
@@ -217,11 +216,7 @@ impl Store {
             if standing != Standing::New {
                 return Ok(standing);
             }
-            // One at a time, so that they are counted.
-            sqlx::query("select from application where application_id = $1 for no key update")
-                .bind(new.application.uuid())
-                .execute(&mut *transaction)
-                .await?;
+            one_at_a_time(&mut transaction, new.application).await?;
             let inserted = sqlx::query(INSERT)
                 .bind(new.id.uuid())
                 .bind(new.application.uuid())
@@ -256,13 +251,7 @@ impl Store {
         application: ApplicationId,
         id: ReplayId,
     ) -> Result<Option<ReplayRow>, StoreError> {
-        bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("select ");
-            query.push(COLUMNS).push(" from replay r where application_id = ");
-            query.push_bind(application.uuid()).push(" and replay_id = ").push_bind(id.uuid());
-            Ok(query.build_query_as().fetch_optional(&self.pool).await?)
-        })
-        .await
+        JOBS.find(self, application, id.uuid()).await
     }
 
     /// Lists replays of an application, newest first: up to `rows_max` of those made before
@@ -273,17 +262,7 @@ impl Store {
         older_than: Option<ReplayId>,
         rows_max: i64,
     ) -> Result<Vec<ReplayRow>, StoreError> {
-        bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("select ");
-            query.push(COLUMNS).push(" from replay r where application_id = ");
-            query.push_bind(application.uuid());
-            if let Some(older_than) = older_than {
-                query.push(" and replay_id < ").push_bind(older_than.uuid());
-            }
-            query.push(" order by replay_id desc limit ").push_bind(rows_max);
-            Ok(query.build_query_as().fetch_all(&self.pool).await?)
-        })
-        .await
+        JOBS.list(self, application, older_than.map(ReplayId::uuid), rows_max).await
     }
 
     /// Pauses, resumes or cancels a replay. A step that is under way ends first; after the answer

@@ -115,7 +115,7 @@ pub struct Changes {
 }
 
 macro_rules! current_subscriptions {
-    ($rest:literal) => {
+    ($rest:expr) => {
         concat!(
             "select s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
                     r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
@@ -128,7 +128,19 @@ macro_rules! current_subscriptions {
     };
 }
 
-pub(super) use current_subscriptions;
+/// Which subscriptions (`s`, at their revisions `r`) a list shows: `$1` is the application, `$2` to `$5`
+/// are those of a [`SubscriptionFilter`], and `$6` is how many.
+macro_rules! listed {
+    () => {
+        "where s.application_id = $1 and s.deleted_at is null
+           and ($2::uuid is null or s.subscription_id < $2)
+           and ($3::boolean is null or r.is_active = $3)
+           and ($4::text is null or $4 = any(r.event_types))
+           and ($5::text is null or r.target_url = $5)
+         order by s.subscription_id desc limit $6"
+    };
+}
+pub(super) use {current_subscriptions, listed};
 
 /// What a subscription is named by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,22 +199,15 @@ impl Store {
         rows_max: i64,
     ) -> Result<Vec<SubscriptionRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(current_subscriptions!(
-                "where s.application_id = $1 and s.deleted_at is null
-                   and ($2::uuid is null or s.subscription_id < $2)
-                   and ($3::boolean is null or r.is_active = $3)
-                   and ($4::text is null or $4 = any(r.event_types))
-                   and ($5::text is null or r.target_url = $5)
-                 order by s.subscription_id desc limit $6"
-            ))
-            .bind(application.uuid())
-            .bind(filter.older_than.map(SubscriptionId::uuid))
-            .bind(filter.is_active)
-            .bind(filter.event_type.as_deref())
-            .bind(filter.target_url.as_deref())
-            .bind(rows_max)
-            .fetch_all(&self.pool)
-            .await?)
+            Ok(sqlx::query_as(current_subscriptions!(listed!()))
+                .bind(application.uuid())
+                .bind(filter.older_than.map(SubscriptionId::uuid))
+                .bind(filter.is_active)
+                .bind(filter.event_type.as_deref())
+                .bind(filter.target_url.as_deref())
+                .bind(rows_max)
+                .fetch_all(&self.pool)
+                .await?)
         })
         .await
     }

@@ -26,8 +26,8 @@ use crate::{
     },
 };
 
-/// The time between two writes, and how many minutes of lanes one statement writes, and then hours. With more lanes
-/// it is written more rarely, so that at most so many are written a second.
+/// The time between two writes, and how many minutes of lanes one statement writes, and then hours.
+/// With more lanes it is written more rarely, so that at most so many are written a second.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const MINUTES_PER_STATEMENT: usize = 500;
 /// How many minutes of lanes may wait for a database that is away; beyond that none are added.
