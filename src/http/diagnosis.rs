@@ -13,6 +13,7 @@ use super::{
     extract::{Parameters, SubscriptionPath},
     problem::Problem,
     statistics::{self, LastErrorBody},
+    subscriptions::DisabledBody,
 };
 use crate::{
     domain::{
@@ -61,7 +62,7 @@ pub struct DiagnosisBody {
     failing_since: Option<DateTime<Utc>>,
     failure_streak: i64,
     /// Since when nothing is sent, and why.
-    disabled: Option<DisabledSinceBody>,
+    disabled: Option<DisabledBody>,
     waiting: WaitingBody,
     /// How many of its newest deliveries were looked at for `failures`.
     deliveries_looked_at: usize,
@@ -69,15 +70,6 @@ pub struct DiagnosisBody {
     failures: Vec<FailuresBody>,
     /// What was changed of the subscription lately, newest first.
     changes: Vec<ChangeBody>,
-}
-
-/// Since when, and why, nothing is sent.
-#[derive(Serialize, JsonSchema)]
-#[schemars(rename = "DisabledSince")]
-pub struct DisabledSinceBody {
-    at: DateTime<Utc>,
-    #[schemars(extend("enum" = ["owner", "gone", "failing"]))]
-    because: String,
 }
 
 /// What waits.
@@ -173,11 +165,7 @@ pub async fn show(
         failing_since,
         failure_streak: lately.failure_streak,
         last_error: LastErrorBody::of(lately),
-        disabled: row
-            .settings
-            .disabled_at
-            .zip(row.settings.disabled_because)
-            .map(|(at, because)| DisabledSinceBody { at, because }),
+        disabled: DisabledBody::of(row.settings.disabled_at, row.settings.disabled_because),
         waiting: WaitingBody {
             queued: waiting.queued,
             parked: waiting.parked,

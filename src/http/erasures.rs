@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
-    events::{self, Page},
-    extract::{self, Cursor, ErasurePath, IdempotencyHeader, Parameters},
+    events::{self, Page, PageAsked},
+    extract::{self, Cursor, ErasurePath, IdempotencyHeader},
     json::{Members, pointer_to},
     problem::{Place, Problem},
     submission,
@@ -32,8 +32,6 @@ use crate::{
 
 /// The fields of an erasure.
 pub const FIELDS: &[&str; 3] = &["scope", "event_id", "subject"];
-/// The parameters of `GET /erasures`.
-pub const OF_LIST: &[&str; 3] = &["application", "limit", "cursor"];
 
 /// An erasure: while it goes on how far it got, and then its receipt.
 #[derive(Serialize, JsonSchema)]
@@ -136,14 +134,11 @@ pub async fn list(
     caller: Caller,
     uri: Uri,
 ) -> Result<Json<Page<ErasureBody>>, Problem> {
-    let given = Parameters::of(&uri, OF_LIST)?;
-    let application = events::application(&state, caller, &given).await?;
-    caller.must(Permission::Read)?;
-    let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
-    let older_than = given.read("cursor", |text| Cursor::Erasures.read(text))?;
-    let older_than = older_than.map(ErasureId::from_uuid);
-    let rows = state.store.erasures(application, older_than, extract::rows_of(limit)).await?;
-    let (rows, next_cursor) = Cursor::Erasures.page(rows, limit, |row| row.id().uuid());
+    let asked = PageAsked::of(&state, caller, &uri, Cursor::Erasures).await?;
+    let older_than = asked.older_than.map(ErasureId::from_uuid);
+    let rows_max = extract::rows_of(asked.limit);
+    let rows = state.store.erasures(asked.application, older_than, rows_max).await?;
+    let (rows, next_cursor) = Cursor::Erasures.page(rows, asked.limit, |row| row.id().uuid());
     Ok(Json(Page { data: rows.into_iter().map(Into::into).collect(), next_cursor }))
 }
 

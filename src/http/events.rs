@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::{
     ApiError, ApiState, body,
@@ -130,6 +131,33 @@ pub async fn application_of(
     uri: &Uri,
 ) -> Result<ApplicationId, Problem> {
     application(state, caller, &Parameters::of(uri, extract::OF_APPLICATION)?).await
+}
+
+/// Which page of a list of an application is asked for, where the list has no filters.
+pub struct PageAsked {
+    /// The application.
+    pub application: ApplicationId,
+    /// How many items at most.
+    pub limit: usize,
+    /// Behind which id it begins.
+    pub older_than: Option<Uuid>,
+}
+
+impl PageAsked {
+    /// Reads it off the query of somebody who may read.
+    pub async fn of(
+        state: &ApiState,
+        caller: Caller,
+        uri: &Uri,
+        cursor: Cursor,
+    ) -> Result<Self, Problem> {
+        let given = Parameters::of(uri, extract::OF_APPLICATION_PAGE)?;
+        let application = application(state, caller, &given).await?;
+        caller.must(Permission::Read)?;
+        let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
+        let older_than = given.read("cursor", |text| cursor.read(text))?;
+        Ok(Self { application, limit, older_than })
+    }
 }
 
 fn status(name: &str) -> Result<EventStatus, String> {

@@ -30,6 +30,8 @@ pub const LIMIT_MAX: usize = 250;
 pub const OF_PAGE: &[&str; 2] = &["limit", "cursor"];
 /// The parameter of what is of an application, and is asked nothing else.
 pub const OF_APPLICATION: &[&str; 1] = &["application"];
+/// The parameters of a list of an application that has no filters.
+pub const OF_APPLICATION_PAGE: &[&str; 3] = &["application", "limit", "cursor"];
 
 /// The parameters of a query, each one of `N` known names and there once at most.
 pub struct Parameters<const N: usize> {

@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
-    events::{self, Page},
-    extract::{self, Cursor, IdempotencyHeader, Parameters, ReplayPath},
+    events::{self, Page, PageAsked},
+    extract::{self, Cursor, IdempotencyHeader, ReplayPath},
     json::{Members, pointer_to},
     problem::{Place, Problem},
     submission,
@@ -48,8 +48,6 @@ pub const FILTER_FIELDS: &[&str; 8] = &[
 ];
 /// What events have not: a filter by it means none that reached nobody.
 pub const OF_DELIVERIES_ALONE: [&str; 3] = ["subscription_id", "response_status", "error_class"];
-/// The parameters of the list.
-pub const OF_LIST: &[&str; 3] = &["application", "limit", "cursor"];
 
 /// The states that a delivery can have ended in.
 pub fn final_states() -> impl Iterator<Item = DeliveryState> {
@@ -204,14 +202,11 @@ pub async fn list(
     caller: Caller,
     uri: Uri,
 ) -> Result<Json<Page<ReplayBody>>, Problem> {
-    let given = Parameters::of(&uri, OF_LIST)?;
-    let application = events::application(&state, caller, &given).await?;
-    caller.must(Permission::Read)?;
-    let limit = given.read("limit", extract::limit)?.unwrap_or(extract::LIMIT_DEFAULT);
-    let older_than = given.read("cursor", |text| Cursor::Replays.read(text))?;
-    let older_than = older_than.map(ReplayId::from_uuid);
-    let rows = state.store.replays(application, older_than, extract::rows_of(limit)).await?;
-    let (rows, next_cursor) = Cursor::Replays.page(rows, limit, |row| row.id().uuid());
+    let asked = PageAsked::of(&state, caller, &uri, Cursor::Replays).await?;
+    let older_than = asked.older_than.map(ReplayId::from_uuid);
+    let rows_max = extract::rows_of(asked.limit);
+    let rows = state.store.replays(asked.application, older_than, rows_max).await?;
+    let (rows, next_cursor) = Cursor::Replays.page(rows, asked.limit, |row| row.id().uuid());
     Ok(Json(Page { data: rows.into_iter().map(Into::into).collect(), next_cursor }))
 }
 

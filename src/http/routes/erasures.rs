@@ -8,9 +8,9 @@ use crate::{
     domain::{EventId, Permission, erasure::Erasable},
     http::{
         ApiError,
-        erasures::{self, ErasureBody, FIELDS, OF_LIST},
+        erasures::{self, ErasureBody, FIELDS},
         events::Page,
-        extract::OF_APPLICATION,
+        extract::{OF_APPLICATION, OF_APPLICATION_PAGE},
         openapi::{
             Operation, Tag,
             schemas::{self, object, parameters as take, told},
@@ -90,7 +90,10 @@ fn list() -> Operation {
     Operation::get("/erasures", erasures::list)
         .named("listErasures", "Lists erasures, newest first")
         .of(Tag::Events, Permission::Read)
-        .parameters(take::query(OF_LIST, [take::application(), take::limit(), take::cursor()]))
+        .parameters(take::query(
+            OF_APPLICATION_PAGE,
+            [take::application(), take::limit(), take::cursor()],
+        ))
         .answers::<Page<ErasureBody>>(
             StatusCode::OK,
             "A page of erasures",

@@ -12,12 +12,12 @@ use crate::{
     http::{
         ApiError,
         events::Page,
-        extract::OF_APPLICATION,
+        extract::{OF_APPLICATION, OF_APPLICATION_PAGE},
         openapi::{
             Operation, Tag,
             schemas::{self, object, or_null, parameters as take, told},
         },
-        replays::{self, CountBody, FIELDS, FILTER_FIELDS, OF_LIST, ReplayBody},
+        replays::{self, CountBody, FIELDS, FILTER_FIELDS, ReplayBody},
     },
 };
 
@@ -164,7 +164,10 @@ fn list() -> Operation {
     Operation::get("/replays", replays::list)
         .named("listReplays", "Lists replays, newest first")
         .of(Tag::Deliveries, Permission::Read)
-        .parameters(take::query(OF_LIST, [take::application(), take::limit(), take::cursor()]))
+        .parameters(take::query(
+            OF_APPLICATION_PAGE,
+            [take::application(), take::limit(), take::cursor()],
+        ))
         .answers::<Page<ReplayBody>>(
             StatusCode::OK,
             "A page of replays",

@@ -110,6 +110,13 @@ pub struct DisabledBody {
     because: String,
 }
 
+impl DisabledBody {
+    /// `None` of one that is active.
+    pub fn of(at: Option<DateTime<Utc>>, because: Option<String>) -> Option<Self> {
+        at.zip(because).map(|(at, because)| Self { at, because })
+    }
+}
+
 fn shown(
     state: &ApiState,
     application_id: ApplicationId,
@@ -136,10 +143,7 @@ fn shown(
         signing: settings.signing,
         signature_headers: settings.signature_headers,
         is_active: settings.is_active,
-        disabled: settings
-            .disabled_at
-            .zip(settings.disabled_because)
-            .map(|(at, because)| DisabledBody { at, because }),
+        disabled: DisabledBody::of(settings.disabled_at, settings.disabled_because),
         disable_after_seconds: settings.disable_after_s,
         timeout_seconds: settings.timeout_ms.map(|ms| f64::from(ms) / 1_000.0),
         retry: json(settings.retry),
