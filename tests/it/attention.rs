@@ -13,10 +13,7 @@ async fn subscribe(app: &TestApp, uid: &str, target_url: &str) -> String {
 }
 
 async fn publish(app: &TestApp, event_type: &str) -> String {
-    let body = json!({"payload": 1, "type": event_type});
-    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
-    assert_eq!(status, 202, "{accepted}");
-    accepted["id"].as_str().unwrap().to_owned()
+    app.publish(json!({"payload": 1, "type": event_type})).await
 }
 
 async fn page(app: &TestApp, query: &str) -> Value {

@@ -16,12 +16,6 @@ const WHO: &str = "customer 4711";
 /// By `printf 'customer 4711' | sha256sum`.
 const WHO_SHA256: &str = "b7d0e442cb4f52295736ca320f5b4af2b857bd95a09492618848cd0018ed6041";
 
-async fn publish(app: &TestApp, body: Value) -> String {
-    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
-    assert_eq!(status, 202, "{accepted}");
-    accepted["id"].as_str().unwrap().to_owned()
-}
-
 /// An event that tells of somebody wherever it can.
 fn telling(event_type: &str, subject: &str, secret: &str) -> Value {
     json!({
@@ -91,14 +85,14 @@ async fn nothing_of_a_subject_is_left_and_all_of_others() {
     let database = TestDatabase::new().await;
     let app = TestApp::on(database.clone(), &[]).await;
     subscribe_three(&app, &receiver).await;
-    let told = publish(&app, telling("a", WHO, SECRET)).await;
+    let told = app.publish(telling("a", WHO, SECRET)).await;
     let unrouted = json!({"target_url": receiver.url("/"), "payload": SECRET, "subject": WHO});
-    let direct = publish(&app, unrouted).await;
-    let others = publish(&app, telling("a", "customer 42", "Charles-Babbage")).await;
+    let direct = app.publish(unrouted).await;
+    let others = app.publish(telling("a", "customer 42", "Charles-Babbage")).await;
     app.make("/applications", json!({"uid": "other"})).await;
     let body =
         json!({"application": "other", "type": "a", "subject": WHO, "payload": "Emmy-Noether"});
-    publish(&app, body).await;
+    app.publish(body).await;
     settled(&app, &told).await;
     app.wait_for(&direct, "delivered").await;
     let others_before = settled(&app, &others).await;
@@ -136,7 +130,7 @@ async fn nothing_of_a_subject_is_left_and_all_of_others() {
     let (status, _) = app.get(&format!("/events/{told}/explain")).await;
     assert_eq!(status, 200);
     // Its key is free again, and so what is published with it is another event.
-    assert_ne!(publish(&app, telling("a", WHO, SECRET)).await, told);
+    assert_ne!(app.publish(telling("a", WHO, SECRET)).await, told);
     let (_, page) = app.get("/erasures").await;
     assert_eq!(page["data"].as_array().unwrap().len(), 1, "{page}");
     let (status, _) = app.get(&format!("/erasures/{id}?application=other")).await;
@@ -151,14 +145,14 @@ async fn one_event_or_all_of_an_application() {
     let receiver = telltale().await;
     let app = TestApp::start().await;
     subscribe_three(&app, &receiver).await;
-    let first = publish(&app, telling("a", WHO, "one")).await;
-    let second = publish(&app, telling("b", WHO, "two")).await;
+    let first = app.publish(telling("a", WHO, "one")).await;
+    let second = app.publish(telling("b", WHO, "two")).await;
     for event in [&first, &second] {
         settled(&app, event).await;
     }
     app.make("/applications", json!({"uid": "other"})).await;
     let body = json!({"application": "other", "type": "a", "payload": "theirs"});
-    publish(&app, body).await;
+    app.publish(body).await;
     let payloads = "select count(*) from event_payload";
     assert_eq!(count(&app.store, payloads).await, 3);
     let id = erase(&app, json!({"scope": "event", "event_id": first})).await;
@@ -178,7 +172,7 @@ async fn one_event_or_all_of_an_application() {
     let shown = receipt(&app, &id).await;
     assert_eq!((&shown["erased"]["events"], &shown["erased"]["payloads"]), (&json!(2), &json!(1)));
     assert_eq!(count(&app.store, payloads).await, 1);
-    let after = publish(&app, telling("a", WHO, "three")).await;
+    let after = app.publish(telling("a", WHO, "three")).await;
     settled(&app, &after).await;
     assert_eq!(count(&app.store, payloads).await, 2);
     app.stop().await;
@@ -195,7 +189,7 @@ async fn what_is_being_sent_is_waited_for() {
     let app = TestApp::on(database.clone(), &[]).await;
     let body = json!({"target_url": receiver.url("/"), "event_types": "a", "retry": [3600]});
     app.make("/subscriptions", body).await;
-    let event = publish(&app, telling("a", WHO, SECRET)).await;
+    let event = app.publish(telling("a", WHO, SECRET)).await;
     eventually("a request under way", async || (receiver.count() == 1).then_some(())).await;
     let id = erase(&app, json!({"scope": "subject", "subject": WHO})).await;
     // Its payload is gone at once; the rest when the answer is there.
@@ -277,7 +271,7 @@ async fn it_goes_on_where_it_was_and_in_bounded_steps() {
 #[tokio::test]
 async fn a_body_that_is_not_clear_erases_nothing() {
     let app = TestApp::start().await;
-    let event = publish(&app, json!({"type": "a", "payload": 1})).await;
+    let event = app.publish(json!({"type": "a", "payload": 1})).await;
     let some = "evt_0192d4e012347abc8def0123456789ab";
     for (body, status, pointer) in [
         (json!({}), 422, "/scope"),
@@ -325,8 +319,7 @@ async fn an_application_may_keep_payloads_for_less_time() {
             json!({"target_url": receiver.url("/fails"), "event_types": "a", "retry": [3600]});
         app.make(&format!("/subscriptions?application={application}"), body).await;
         for _ in 0..2 {
-            publish(&app, json!({"application": application, "type": "a", "payload": SECRET}))
-                .await;
+            app.publish(json!({"application": application, "type": "a", "payload": SECRET})).await;
         }
     }
     eventually("four failures", async || (receiver.count() == 4).then_some(())).await;
@@ -357,7 +350,7 @@ async fn an_application_may_keep_payloads_for_less_time() {
     assert_eq!(page["data"].as_array().unwrap().len(), 2, "{page}");
     assert_eq!(count(&app.store, "select count(*) from event_payload").await, 2);
     // The next step looks at what came since, and at nothing twice.
-    publish(&app, json!({"application": "brief", "type": "b", "payload": 1})).await;
+    app.publish(json!({"application": "brief", "type": "b", "payload": 1})).await;
     // Ids may be ahead of the database's clock by a moment.
     eventually("the next payload", async || (step().await.payloads == 1).then_some(())).await;
     assert_eq!(step().await.payloads, 0);
@@ -365,7 +358,7 @@ async fn an_application_may_keep_payloads_for_less_time() {
     let body = json!({"payload_retention_days": null});
     let (status, shown) = app.call("PATCH", "/applications/brief", None, Some(&body)).await;
     assert_eq!((status, days(&shown)), (200, Value::Null));
-    publish(&app, json!({"application": "brief", "type": "b", "payload": 1})).await;
+    app.publish(json!({"application": "brief", "type": "b", "payload": 1})).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(step().await.payloads, 0);
     app.stop().await;

@@ -12,12 +12,6 @@ async fn subscribe(app: &TestApp, uid: &str, settings: Value) -> String {
     app.make("/subscriptions", body).await["id"].as_str().unwrap().to_owned()
 }
 
-async fn publish(app: &TestApp, body: Value) -> String {
-    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
-    assert_eq!(status, 202, "{accepted}");
-    accepted["id"].as_str().unwrap().to_owned()
-}
-
 /// All verdicts of an event, page by page.
 async fn verdicts(app: &TestApp, event: &str) -> Vec<Value> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
@@ -65,7 +59,7 @@ async fn each_subscription_is_explained_as_it_was() {
     subscribe(&app, "filter", json!({"filter": {"data.amount": {"gte": 1_000}}})).await;
     subscribe(&app, "deleted", json!({})).await;
     app.call("DELETE", "/subscriptions/deleted", None, None).await;
-    let event = publish(&app, json!({"type": "invoice.paid", "payload": {"amount": 120}})).await;
+    let event = app.publish(json!({"type": "invoice.paid", "payload": {"amount": 120}})).await;
     // What comes later changes nothing.
     subscribe(&app, "later", json!({})).await;
     for uid in ["types", "filter"] {
@@ -127,7 +121,7 @@ async fn an_event_that_named_its_target_says_so() {
         (json!({"payload": 1, "target_url": receiver.url("/named")}), "target"),
         (json!({"payload": 1}), "default"),
     ] {
-        let event = publish(&app, body).await;
+        let event = app.publish(body).await;
         app.wait_for(&event, "delivered").await;
         let (_, explanation) = app.get(&format!("/events/{event}/explain")).await;
         assert_eq!(explanation["route"], route);
@@ -140,7 +134,7 @@ async fn an_event_that_named_its_target_says_so() {
     assert_eq!(explanation["route"], "one");
     let found = told(explanation["data"].as_array().unwrap());
     assert_eq!(found, [("all", "not_asked"), ("one", "delivered")]);
-    let nobody = publish(&app, json!({"payload": 1, "type": "webhookless"})).await;
+    let nobody = app.publish(json!({"payload": 1, "type": "webhookless"})).await;
     assert_eq!(told(&verdicts(&app, &nobody).await).len(), 2);
     let (status, problem) = app.get("/events/evt_0192d4e012347abc8def0123456789ab/explain").await;
     assert_eq!((status.as_u16(), &problem["type"]), (404, &json!("/problems/event-not-found")));

@@ -42,10 +42,7 @@ impl Scene {
     }
 
     async fn publish(&self, event_type: &str) -> String {
-        let body = json!({"payload": 1, "type": event_type});
-        let (status, accepted) = self.app.call("POST", "/events", None, Some(&body)).await;
-        assert_eq!(status, 202, "{accepted}");
-        accepted["id"].as_str().unwrap().to_owned()
+        self.app.publish(json!({"payload": 1, "type": event_type})).await
     }
 
     /// What the operator was told, as soon as it is so many events.

@@ -13,10 +13,7 @@ async fn subscribe(app: &TestApp, receiver: &Receiver, settings: Value) -> Strin
 }
 
 async fn publish(app: &TestApp) -> String {
-    let body = json!({"payload": 1, "type": "a"});
-    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
-    assert_eq!(status, 202, "{accepted}");
-    accepted["id"].as_str().unwrap().to_owned()
+    app.publish(json!({"payload": 1, "type": "a"})).await
 }
 
 async fn post(app: &TestApp, path: &str) -> Value {

@@ -14,10 +14,7 @@ use webhook_dispatcher::{
 use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
 
 async fn publish(app: &TestApp, event_type: &str) -> String {
-    let body = json!({"payload": 1, "type": event_type});
-    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
-    assert_eq!(status, 202, "{accepted}");
-    accepted["id"].as_str().unwrap().to_owned()
+    app.publish(json!({"payload": 1, "type": event_type})).await
 }
 
 /// Waits until the statistics know of so many attempts, and shows them.

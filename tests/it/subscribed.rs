@@ -12,10 +12,7 @@ fn patient() -> Value {
 }
 
 async fn publish(app: &TestApp, event_type: &str) -> String {
-    let body = json!({"payload": {"n": 1}, "type": event_type});
-    let (status, accepted) = app.call("POST", "/events", None, Some(&body)).await;
-    assert_eq!(status, 202, "{accepted}");
-    accepted["id"].as_str().unwrap().to_owned()
+    app.publish(json!({"payload": {"n": 1}, "type": event_type})).await
 }
 
 /// The envelope as the documents have it.

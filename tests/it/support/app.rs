@@ -126,6 +126,13 @@ impl TestApp {
         made
     }
 
+    /// Publishes an event; tells its id.
+    pub async fn publish(&self, body: Value) -> String {
+        let (status, accepted) = self.call("POST", "/events", None, Some(&body)).await;
+        assert_eq!(status, 202, "{accepted}");
+        accepted["id"].as_str().unwrap().to_owned()
+    }
+
     /// Accepts an event to a URL and tells its id.
     pub async fn accept(&self, target_url: &str) -> String {
         let body = serde_json::json!({"payload": {"hello": "world"}, "target_url": target_url});
