@@ -4,7 +4,7 @@
 //! page can so be short, or empty, and still have a next one.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
@@ -22,6 +22,9 @@ pub const SCANNED_MAX: i64 = 500;
 /// How many rows of the queue one page of a subscription's list looks at: those of others stand
 /// between its own.
 pub const QUEUE_SCANNED_MAX: i64 = 5_000;
+
+/// What a page is read in that takes several statements.
+const ONE_SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
 /// Which deliveries a list shows.
 #[derive(Debug, Clone, Default)]
@@ -86,20 +89,28 @@ impl Store {
         filter: &DeliveryFilter,
         rows_max: i64,
     ) -> Result<(Vec<DeliveryRow>, Option<DeliveryId>), StoreError> {
-        let sources: Vec<Source> =
-            Source::ALL.into_iter().filter(|source| source.has(filter.state)).collect();
-        let mut floor: Option<Uuid> = None;
-        for &source in &sources {
-            floor = floor.max(self.index_floor(source, application, filter).await?);
-        }
-        let range = range_of(filter, floor);
         bounded(async {
+            // One snapshot: what ends in between must not be missed by both statements.
+            let mut connection = self.pool.acquire().await?;
+            let mut transaction = connection.begin_with(ONE_SNAPSHOT).await?;
+            let (mut spans, mut floor) = (Vec::new(), None);
+            for source in Source::ALL.into_iter().filter(|source| source.has(filter.state)) {
+                let span = span(&mut transaction, source, application, filter, rows_max).await?;
+                floor = floor.max(span.floor);
+                spans.extend(span.range.map(|range| (source, range)));
+            }
+            let below = floor.map(DeliveryId::from_uuid);
+            if spans.is_empty() {
+                return Ok((Vec::new(), below));
+            }
+            let range = range_of(filter, floor);
             let mut query = QueryBuilder::<Postgres>::new("select * from (");
-            for (index, &source) in sources.iter().enumerate() {
+            for (index, &(source, span)) in spans.iter().enumerate() {
                 if index > 0 {
                     query.push(" union all ");
                 }
                 query.push("(");
+                let range = range.within(span.low, span.high);
                 source.push_select(&mut query, range);
                 push_keys(&mut query, source, application, filter);
                 if let Some(floor) = floor {
@@ -115,42 +126,10 @@ impl Store {
             query.push(") as any_state where true");
             push_late_filters(&mut query, filter);
             query.push(" order by delivery_id desc limit ").push_bind(rows_max);
-            let rows = query.build_query_as().persistent(false).fetch_all(&self.pool).await?;
-            Ok((rows, floor.map(DeliveryId::from_uuid)))
-        })
-        .await
-    }
-
-    /// The last row that a page may look at in one of the tables; `None`: it may look at all.
-    async fn index_floor(
-        &self,
-        source: Source,
-        application: ApplicationId,
-        filter: &DeliveryFilter,
-    ) -> Result<Option<Uuid>, StoreError> {
-        let mut query = QueryBuilder::<Postgres>::new("select d.delivery_id from ");
-        let scanned_max = match source {
-            // It has no index for them.
-            Source::Queue => {
-                query.push("delivery_queue d where true");
-                push_range(&mut query, filter);
-                QUEUE_SCANNED_MAX
-            }
-            _ if is_answered_by_index(source, filter) => return Ok(None),
-            Source::Parked => {
-                query.push("delivery_parked d where true");
-                push_keys(&mut query, source, application, filter);
-                SCANNED_MAX
-            }
-            Source::History => {
-                query.push("delivery d where true");
-                push_keys(&mut query, source, application, filter);
-                SCANNED_MAX
-            }
-        };
-        bounded(async {
-            query.push(" order by d.delivery_id desc limit 1 offset ").push_bind(scanned_max - 1);
-            Ok(query.build_query_scalar().persistent(false).fetch_optional(&self.pool).await?)
+            let rows =
+                query.build_query_as().persistent(false).fetch_all(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok((rows, below))
         })
         .await
     }
@@ -206,6 +185,64 @@ impl Store {
         })
         .await
     }
+}
+
+/// Where the rows lie of one of the tables that a page can show.
+struct Span {
+    /// Between which ids; `None`: there are none. Where they are known, the planner has to look at
+    /// their days only.
+    range: Option<IdRange>,
+    /// The last row that a page may look at; `None`: it may look at all.
+    floor: Option<Uuid>,
+}
+
+async fn span(
+    connection: &mut PgConnection,
+    source: Source,
+    application: ApplicationId,
+    filter: &DeliveryFilter,
+    rows_max: i64,
+) -> Result<Span, StoreError> {
+    let is_answered = is_answered_by_index(source, filter);
+    let mut query = QueryBuilder::<Postgres>::new(
+        "select seen[1], seen[cardinality(seen)], all_seen[cardinality(all_seen)], cardinality(all_seen)
+         from (select array_agg(delivery_id) filter (where ",
+    );
+    let scanned_max = match source {
+        // It has no index for them.
+        Source::Queue => {
+            query.push("application_id = ").push_bind(application.uuid());
+            if let Some(subscription) = filter.subscription {
+                query.push(" and subscription_id = ").push_bind(subscription.uuid());
+            }
+            query.push(
+                ") as seen, array_agg(delivery_id) as all_seen
+                 from (select * from delivery_queue d where true",
+            );
+            push_range(&mut query, filter);
+            QUEUE_SCANNED_MAX
+        }
+        Source::Parked | Source::History => {
+            query.push("true) as seen, array_agg(delivery_id) as all_seen from (select d.delivery_id from ");
+            let table = if source == Source::Parked { "delivery_parked" } else { "delivery" };
+            query.push(table).push(" d where true");
+            push_keys(&mut query, source, application, filter);
+            if is_answered { rows_max } else { SCANNED_MAX }
+        }
+    };
+    query
+        .push(" order by d.delivery_id desc limit ")
+        .push_bind(scanned_max)
+        .push(") as d) as page");
+    let (high, low, last, count): (Option<Uuid>, Option<Uuid>, Option<Uuid>, Option<i32>) =
+        query.build_query_as().persistent(false).fetch_one(connection).await?;
+    let is_full = i64::from(count.unwrap_or_default()) >= scanned_max;
+    // What the index answers is all shown, or there is a next page.
+    let has_floor = is_full && (source == Source::Queue || !is_answered);
+    Ok(Span {
+        range: low.zip(high).map(|(low, high)| IdRange { low, high }),
+        floor: last.filter(|_| has_floor),
+    })
 }
 
 /// What has ended of the scanned events: no others' are in that range of the application's key. Event by

@@ -20,6 +20,7 @@ pub mod erasures;
 pub mod event_types;
 pub mod events;
 pub mod explaining;
+mod freezing;
 pub mod history;
 pub mod idempotency;
 mod jobs;

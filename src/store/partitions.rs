@@ -15,7 +15,7 @@ use super::{Store, StoreError, bounded, bounded_by};
 use crate::domain::{EventId, ids};
 
 /// The partitioned tables, and whether each holds payloads.
-const TABLES: [(&str, bool); 5] = [
+pub(super) const TABLES: [(&str, bool); 5] = [
     ("event", false),
     ("event_payload", true),
     ("delivery", false),
@@ -32,7 +32,8 @@ const DDL_TIMEOUT: Duration = Duration::from_mins(1);
 /// How a day is vacuumed and analysed. It is written once and read by key until it is dropped, so
 /// statistics change no plan, and vacuuming for inserts freezes what is dropped long before it must
 /// be frozen. With the defaults, both cost more CPU than the inserts themselves while a day grew:
-/// 55 us a delivery became 100 to 130.
+/// 55 us a delivery became 100 to 130. What such a vacuum does is done once, when the day is over:
+/// see [`Store::freeze_days`].
 const STORAGE: &str = "autovacuum_vacuum_insert_threshold = -1,
     autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 100000";
 /// Serialise the makers and the droppers of partitions; any numbers that nothing else in the
@@ -50,14 +51,14 @@ pub struct Retention {
 }
 
 /// A table that holds, or held, one day.
-struct DayTable {
-    name: String,
-    day: NaiveDate,
-    state: DayState,
+pub(super) struct DayTable {
+    pub name: String,
+    pub day: NaiveDate,
+    pub state: DayState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DayState {
+pub(super) enum DayState {
     Attached,
     /// `detach concurrently` was interrupted between its two phases: rows find it no more, and only
     /// `finalize` can detach it.
@@ -172,7 +173,7 @@ impl Store {
 }
 
 /// The tables of one partitioned table's days, oldest first, told by their names.
-async fn day_tables(
+pub(super) async fn day_tables(
     connection: &mut PgConnection,
     table: &str,
 ) -> Result<Vec<DayTable>, StoreError> {
@@ -288,7 +289,7 @@ fn partition_name(table: &str, day: NaiveDate) -> String {
     format!("{table}_{}", day.format("%Y%m%d"))
 }
 
-fn start_of(day: NaiveDate) -> DateTime<Utc> {
+pub(super) fn start_of(day: NaiveDate) -> DateTime<Utc> {
     day.and_time(chrono::NaiveTime::MIN).and_utc()
 }
 

@@ -1,4 +1,4 @@
-//! Housekeeping in bounded portions: days of the history, old idempotency keys, idle lanes, idle
+//! Housekeeping in bounded portions: days of the history (made, frozen, dropped), old idempotency keys, idle lanes, idle
 //! connections, what waits for deleted and disabled subscriptions, secrets that an older key has sealed.
 
 use std::{
@@ -11,7 +11,8 @@ use crate::store::StoreError;
 
 /// The time between two rounds.
 const ROUND_INTERVAL: Duration = Duration::from_secs(60);
-/// The time between two looks at the partitions. They are made days ahead.
+/// The time between two looks at the partitions. They are made days ahead, and frozen when they are
+/// over.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Idempotency keys deleted by one statement, and statements of one round.
 const KEYS_PER_DELETE: i64 = 5_000;
@@ -41,6 +42,7 @@ pub async fn run(shared: Arc<Shared>) {
         () = shared.stop.cancelled() => {}
         () = rounds(&shared) => {}
         () = close_idle_connections(&shared) => {}
+        () = freeze_days(&shared) => {}
     }
 }
 
@@ -48,6 +50,17 @@ async fn close_idle_connections(shared: &Shared) {
     loop {
         tokio::time::sleep(CONNECTIONS_INTERVAL).await;
         shared.client.close_idle();
+    }
+}
+
+/// Beside the rounds, which it may outlast.
+async fn freeze_days(shared: &Shared) {
+    loop {
+        match shared.store.freeze_days().await {
+            Ok(frozen) => frozen.iter().for_each(|name| tracing::info!(name, "day frozen")),
+            Err(error) => tracing::warn!(%error, "days that are over were not all frozen"),
+        }
+        tokio::time::sleep(PARTITIONS_INTERVAL).await;
     }
 }
 

@@ -314,3 +314,31 @@ async fn a_day_that_an_interrupted_drop_left_detached_is_attached_again() {
             .unwrap();
     assert_eq!(events, 2);
 }
+
+#[tokio::test]
+async fn days_that_are_over_are_frozen_once() {
+    let bench = Bench::new().await;
+    for table in TABLES {
+        for age in [2, 3] {
+            bench.make(table, days_ago(age)).await;
+        }
+    }
+    for age in [0, 2] {
+        bench.insert(unix_ms(days_ago(age))).await.unwrap();
+    }
+    // Nothing of the day before that, of today, or of what is empty.
+    let written = ["event", "event_payload"].map(|table| name(table, days_ago(2)));
+    let other = bench.database.store();
+    let (one, two) = tokio::join!(bench.store.freeze_days(), other.freeze_days());
+    assert_eq!(sorted([one.unwrap(), two.unwrap()].concat()), sorted(written.to_vec()));
+    let unfrozen: Vec<String> = sqlx::query_scalar(
+        "select relname::text from pg_class
+         where relkind = 'r' and relname ~ '_[0-9]{8}$' and pg_relation_size(oid) > 0
+           and relallvisible = 0 order by 1",
+    )
+    .fetch_all(bench.store.pool())
+    .await
+    .unwrap();
+    assert_eq!(unfrozen, sorted(["event", "event_payload"].map(|t| name(t, today())).to_vec()));
+    assert!(bench.store.freeze_days().await.unwrap().is_empty(), "frozen already");
+}
