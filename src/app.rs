@@ -120,6 +120,7 @@ impl App {
             in_flight_max: config.in_flight_max,
             held_max: HELD_MAX.max(config.in_flight_max),
             held_bytes_max: HELD_BYTES_MAX,
+            breaker: config.breaker,
         }));
         let routes = Arc::new(Routes::new(sealing_keys.clone()));
         let failed = CancellationToken::new();
@@ -230,6 +231,7 @@ impl App {
             body_limit: Limit { bytes_max: config.request_body_max, setting: "REQUEST_BODY_MAX" },
             batch_limit: Limit { bytes_max: config.batch_body_max, setting: "BATCH_BODY_MAX" },
             batch_room: BatchRoom::default(),
+            breaker: config.breaker,
             payload_days: config.retention.payload.as_secs() / 86_400,
             accepts_events: config.role != Role::Worker,
         });

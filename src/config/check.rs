@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     domain::{
-        RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, retry::RetryPolicyError,
-        sealing::SealingKeys, signature::SigningKeys,
+        RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, pacing::Breaker,
+        retry::RetryPolicyError, sealing::SealingKeys, signature::SigningKeys,
     },
     http::{Access, AdminKey, DispatchBounds},
     store::partitions::Retention,
@@ -45,6 +45,9 @@ const DISPATCH_WAIT_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=300.0;
 /// The bounds of `IN_FLIGHT_MAX`: one lane may have half of it, and at least one request.
 const IN_FLIGHT: std::ops::RangeInclusive<usize> = 2..=100_000;
 const LANE_IN_FLIGHT: std::ops::RangeInclusive<usize> = 1..=10_000;
+/// The bounds of `BREAKER_FAILURES`, and of `BREAKER_PAUSE_MAX` in seconds.
+const BREAKER_FAILURES: std::ops::RangeInclusive<usize> = 0..=1_000;
+const BREAKER_PAUSE_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=3_600.0;
 /// What marks a secret as base64, and how many bytes it then has, as Standard Webhooks says.
 const SECRET_PREFIX: &str = "whsec_";
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
@@ -103,6 +106,8 @@ pub struct Config {
     pub in_flight_max: usize,
     /// Requests under way to one lane.
     pub lane_in_flight_max: usize,
+    /// When a lane's breaker opens.
+    pub breaker: Breaker,
     /// How long the history is kept.
     pub retention: Retention,
     /// Bytes of a request's body.
@@ -238,6 +243,7 @@ impl Settings {
             disable_after: self.disable_after.duration(),
             in_flight_max,
             lane_in_flight_max,
+            breaker: self.breaker()?,
             retention: self.retention(delivery_age_max)?,
             request_body_max: within(
                 "REQUEST_BODY_MAX",
@@ -412,6 +418,16 @@ impl Settings {
         if lane > all / 2 { Err(ConfigError::Lane { lane, all }) } else { Ok((all, lane)) }
     }
 
+    /// `BREAKER_FAILURES` and `BREAKER_PAUSE_MAX`.
+    fn breaker(&self) -> Result<Breaker, ConfigError> {
+        within("BREAKER_FAILURES", self.breaker_failures.into(), &BREAKER_FAILURES)?;
+        if !BREAKER_PAUSE_SECONDS.contains(&self.breaker_pause_max.0) {
+            return Err(bad("BREAKER_PAUSE_MAX", "must be 1 to 3600 seconds"));
+        }
+        let pause_max = self.breaker_pause_max.duration();
+        Ok(Breaker { failures: self.breaker_failures, pause_max })
+    }
+
     fn warnings(&self, suspicious_keys: &[String]) -> Vec<String> {
         let mut warnings = Vec::new();
         let secret = is_mistaken_for_base64(&self.webhook_secret.0);
@@ -528,6 +544,14 @@ mod tests {
         check(&["--in-flight-max=2", "--lane-in-flight-max=1"]).unwrap();
         refused(&["--in-flight-max=1", "--lane-in-flight-max=1"], &["IN_FLIGHT_MAX"]);
         refused(&["--lane-in-flight-max=0"], &["LANE_IN_FLIGHT_MAX"]);
+    }
+
+    #[test]
+    fn the_breaker_is_bounded() {
+        refused(&["--breaker-failures=1001"], &["BREAKER_FAILURES"]);
+        refused(&["--breaker-pause-max=0.5"], &["BREAKER_PAUSE_MAX"]);
+        let breaker = check(&["--breaker-failures=0", "--breaker-pause-max=3600"]).unwrap().breaker;
+        assert_eq!((breaker.failures, breaker.pause_max.as_secs()), (0, 3_600));
     }
 
     #[test]

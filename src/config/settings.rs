@@ -101,6 +101,14 @@ pub struct Settings {
     /// of it that are not recorded yet: what a crash can repeat of it. At most half of IN_FLIGHT_MAX.
     #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "128")]
     pub lane_in_flight_max: u32,
+    /// So many failures of one lane, one after the other, open its breaker: but for single probes
+    /// nothing is sent to it until one succeeds; 0: never (at most 1000).
+    #[arg(long, env = "BREAKER_FAILURES", default_value = "5")]
+    pub breaker_failures: u16,
+    /// The longest pause between two probes of an open breaker, in seconds (1 to 3600): the first is
+    /// a second, and each is twice the one before.
+    #[arg(long, env = "BREAKER_PAUSE_MAX", default_value = "60")]
+    pub breaker_pause_max: Seconds,
     /// Days for which events, deliveries and attempts are kept.
     #[arg(long, env = "RETENTION_DAYS", default_value = "30")]
     pub retention_days: Days,

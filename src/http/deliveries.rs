@@ -245,7 +245,7 @@ pub async fn retry(
     caller.must(Permission::Manage)?;
     let refused = match state.store.retry_delivery(application, id).await? {
         Retried::Due(lane) => {
-            state.handover.leave_in_queue([lane]);
+            state.handover.leave_in_queue([(lane, application)]);
             return Ok((StatusCode::ACCEPTED, Json(shown(&state, application, id).await?)));
         }
         Retried::NotFound => ApiError::DeliveryNotFound(None),

@@ -44,7 +44,7 @@ use tower::util::MapRequest;
 use self::caller::Caller;
 use crate::{
     clock::Clock,
-    domain::{NamedKeys, sealing::SealingKeys},
+    domain::{NamedKeys, pacing::Breaker, sealing::SealingKeys},
     ingest::{Catalogue, Handover, Ingest},
     store::Store,
 };
@@ -100,6 +100,8 @@ pub struct Api {
     pub batch_limit: Limit,
     /// What the bodies of all batches may hold together.
     pub batch_room: BatchRoom,
+    /// When the breaker of a lane opens.
+    pub breaker: Breaker,
     /// For how many days payloads are kept.
     pub payload_days: u64,
     /// Whether events are taken and shown here, or this process only sends.

@@ -1,5 +1,7 @@
 //! `…/stats`: what was done for a subscription, or for an application, and how it fares.
 
+use std::time::Duration;
+
 use axum::{Json, extract::State, http::Uri};
 use chrono::{DateTime, TimeDelta, Utc};
 use schemars::JsonSchema;
@@ -13,7 +15,7 @@ use super::{
     problem::{Place, Problem},
 };
 use crate::{
-    domain::Permission,
+    domain::{Permission, pacing::Health},
     store::statistics::{Lately, MINUTES_MAX, Sums},
 };
 
@@ -50,6 +52,28 @@ pub struct StatisticsBody {
     failure_streak: i64,
     /// For how many seconds the oldest delivery is due that waits.
     queue_age_seconds: f64,
+    /// Of a subscription only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    breaker: Option<BreakerBody>,
+}
+
+/// Whether anything is sent to the receiver at all. Told by the processes that send, within seconds.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Breaker")]
+pub struct BreakerBody {
+    /// `open`: nothing until then; `half_open`: the next delivery is a probe.
+    #[schemars(extend("enum" = ["closed", "open", "half_open"]))]
+    state: &'static str,
+    /// Failures one after the other.
+    failures: u16,
+    /// Until when it is open.
+    open_until: Option<DateTime<Utc>>,
+    /// Until when the receiver asked for quiet, by 429 or `Retry-After`.
+    paused_until: Option<DateTime<Utc>>,
+    /// `BREAKER_FAILURES`: so many open it; 0: none do.
+    opens_after: u16,
+    /// `BREAKER_PAUSE_MAX`.
+    pause_max_seconds: f64,
 }
 
 /// Quantiles in milliseconds, at most a fifth off; absent where there was no exchange.
@@ -96,7 +120,13 @@ pub async fn of_subscription(
     let sums = state.store.sums(lane.uuid(), since).await?;
     let lately = state.store.lately(lane.uuid()).await?;
     let oldest_due = state.store.oldest_due(lane).await?;
-    Ok(Json(body(since, &sums, lately, oldest_due, state.clock.now())))
+    let now = state.clock.now();
+    let breaker =
+        breaker(&state, state.store.lane_health(lane).await?.map(|row| row.health()), now);
+    Ok(Json(StatisticsBody {
+        breaker: Some(breaker),
+        ..body(since, &sums, lately, oldest_due, now)
+    }))
 }
 
 /// Statistics of an application: all of its subscriptions and explicit targets together.
@@ -114,6 +144,23 @@ pub async fn of_application(
     let lately = state.store.lately(application.uuid()).await?;
     let oldest_due = state.store.oldest_due_of(application).await?;
     Ok(Json(body(since, &sums, lately, oldest_due, state.clock.now())))
+}
+
+fn breaker(state: &ApiState, health: Option<Health>, now: DateTime<Utc>) -> BreakerBody {
+    let open_for = health.and_then(|health| health.open_for);
+    let at = |left: Duration| now + TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX);
+    BreakerBody {
+        state: match open_for {
+            None => "closed",
+            Some(left) if left.is_zero() => "half_open",
+            Some(_) => "open",
+        },
+        failures: health.map_or(0, |health| health.failures),
+        open_until: open_for.filter(|left| !left.is_zero()).map(at),
+        paused_until: health.and_then(|health| health.paused_for).map(at),
+        opens_after: state.breaker.failures,
+        pause_max_seconds: state.breaker.pause_max.as_secs_f64(),
+    }
 }
 
 /// Since when is looked at: what the query says, at most a week ago.
@@ -154,5 +201,6 @@ fn body(
         failure_streak: lately.failure_streak,
         last_error: LastErrorBody::of(lately),
         queue_age_seconds: oldest_due.map_or(0.0, |at| (now - at).as_seconds_f64().max(0.0)),
+        breaker: None,
     }
 }

@@ -307,7 +307,9 @@ impl Batcher {
         if let Err(error) = self.store.release(&claims, Release::Now).await {
             tracing::debug!(%error, "left to the reconciliation");
         }
-        let lanes = events.iter().flat_map(|event| &event.deliveries).map(|d| d.lane);
+        let lanes = events.iter().flat_map(|event| {
+            event.deliveries.iter().map(|one| (one.lane, event.submission.application))
+        });
         self.intake.handover.leave_in_queue(lanes);
     }
 }

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use super::Waiters;
 use crate::{
     domain::{
-        DeliveryId, LaneId,
-        pacing::{DUE_HORIZON, Lanes, Limits, Verdict},
+        ApplicationId, DeliveryId, LaneId,
+        pacing::{DUE_HORIZON, Lanes, Limits, Slot, Verdict},
     },
     store::{
         Store,
@@ -49,6 +49,8 @@ pub struct Handover {
     claimable: Notify,
     /// Other processes should be told that something is due.
     tell_others: Notify,
+    /// Some of the requests under way are to be given up.
+    cut: Notify,
     /// Who waits for results.
     waiters: Waiters,
 }
@@ -66,6 +68,7 @@ impl Handover {
             startable: Notify::new(),
             claimable: Notify::new(),
             tell_others: Notify::new(),
+            cut: Notify::new(),
             waiters: Waiters::default(),
         }
     }
@@ -115,9 +118,15 @@ impl Handover {
 
     /// Asks for room for a delivery that is about to be inserted. `Some` is the owner to insert it
     /// with; it must be followed by [`Self::hand_over`] or [`Self::take_back`].
-    pub fn reserve(&self, id: DeliveryId, lane: LaneId, bytes: usize) -> Option<DispatcherId> {
+    pub fn reserve(
+        &self,
+        id: DeliveryId,
+        lane: LaneId,
+        application: ApplicationId,
+        bytes: usize,
+    ) -> Option<DispatcherId> {
         let owner = self.owner().filter(|_| !self.is_closing.load(Ordering::Acquire))?;
-        if !self.lanes().reserve(lane, bytes, Instant::now()) {
+        if !self.lanes().reserve(lane, application, bytes, Instant::now()) {
             return None;
         }
         self.hold(id, ClaimToken { owner, number: 1 });
@@ -156,18 +165,18 @@ impl Handover {
         }
         self.forget_all(claims);
         for (claim, _) in refused {
-            self.note_due(claim.lane, pause);
+            self.note_due(claim.lane, claim.application, pause);
         }
     }
 
     /// Notes that committed deliveries of these lanes wait in the queue for a claim.
-    pub fn leave_in_queue(&self, lanes: impl IntoIterator<Item = LaneId>) {
+    pub fn leave_in_queue(&self, lanes: impl IntoIterator<Item = (LaneId, ApplicationId)>) {
         // A process that never claims has nobody who would clear these notes.
         if self.owner.load(Ordering::Acquire) != 0 {
             let now = Instant::now();
             let mut desk = self.lanes();
-            for lane in lanes {
-                desk.note_due(lane, now);
+            for (lane, application) in lanes {
+                desk.note_due(lane, application, now);
             }
         }
         self.claimable.notify_one();
@@ -175,9 +184,9 @@ impl Handover {
     }
 
     /// Notes when a lane's work in the queue will be due.
-    pub fn note_due(&self, lane: LaneId, after: Duration) {
+    pub fn note_due(&self, lane: LaneId, application: ApplicationId, after: Duration) {
         if after <= DUE_HORIZON {
-            self.lanes().note_due(lane, Instant::now() + after);
+            self.lanes().note_due(lane, application, Instant::now() + after);
             self.claimable.notify_one();
         }
     }
@@ -224,8 +233,32 @@ impl Handover {
 
     /// Notes what an attempt says about its lane; returns what waited for one that is now paused or
     /// hangs.
-    pub fn conclude(&self, lane: LaneId, verdict: Verdict, began: Instant) -> Vec<Claim> {
-        self.and_wake_claimer(|lanes| lanes.conclude(lane, verdict, began, Instant::now()))
+    pub fn conclude(&self, slot: Slot, lane: LaneId, verdict: Verdict) -> Vec<Claim> {
+        let (now, jitter) = (Instant::now(), rand::random());
+        self.and_wake_claimer(|lanes| lanes.conclude(slot, lane, verdict, now, jitter))
+    }
+
+    /// Looks at requests that take long; returns what waited for their lanes. Those that are to be
+    /// given up are told.
+    pub fn look_at_slow(&self) -> Vec<Claim> {
+        let looked = self.and_wake_claimer(|lanes| lanes.look_at_slow(Instant::now()));
+        if looked.has_cut {
+            self.cut.notify_waiters();
+        }
+        if looked.has_demoted {
+            self.startable.notify_one();
+        }
+        looked.returned
+    }
+
+    /// Resolves when this request is to be given up.
+    pub async fn cut(&self, slot: Slot) {
+        loop {
+            self.cut.notified().await;
+            if self.lanes().is_cut(slot) {
+                return;
+            }
+        }
     }
 
     /// Frees the slots of deliveries whose results are recorded: lanes and payload bytes.
@@ -240,10 +273,11 @@ impl Handover {
 
     /// Changes the lanes, and wakes the claimer if it has something to do earlier than before.
     fn and_wake_claimer<R>(&self, change: impl FnOnce(&mut Lanes<Claim>) -> R) -> R {
+        let now = Instant::now();
         let mut lanes = self.lanes();
-        let before = lanes.next_due();
+        let before = lanes.next_due(now);
         let result = change(&mut lanes);
-        let after = lanes.next_due();
+        let after = lanes.next_due(now);
         drop(lanes);
         if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
             self.claimable.notify_one();

@@ -57,7 +57,8 @@ impl Intake {
                 NewDelivery { delivery_id, lane, subscription, target, owner, is_parked, settings };
             if !is_parked {
                 let bytes = delivery.held_bytes(submission);
-                delivery.owner = self.handover.reserve(delivery_id, lane, bytes);
+                delivery.owner =
+                    self.handover.reserve(delivery_id, lane, submission.application, bytes);
             }
             delivery
         });
@@ -102,7 +103,9 @@ impl Intake {
                             .map_or(Calling::Usual, |one| Calling::As(one.settings)),
                         held_bytes,
                     }),
-                    (Stored::New, None) if !delivery.is_parked => left_in_queue.push(delivery.lane),
+                    (Stored::New, None) if !delivery.is_parked => {
+                        left_in_queue.push((delivery.lane, event.submission.application));
+                    }
                     (_, Some(owner)) => {
                         let token = ClaimToken { owner, number: 1 };
                         let (id, lane) = (delivery.delivery_id, delivery.lane);

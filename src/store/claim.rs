@@ -74,6 +74,10 @@ impl Held for Claim {
         self.lane
     }
 
+    fn application(&self) -> ApplicationId {
+        self.application
+    }
+
     fn bytes(&self) -> usize {
         self.held_bytes
     }

@@ -24,6 +24,7 @@ mod freezing;
 pub mod history;
 pub mod idempotency;
 mod jobs;
+pub mod lane_health;
 pub mod notify;
 pub mod outbox;
 pub mod parking;

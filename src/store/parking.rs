@@ -14,7 +14,7 @@ use super::{
     ending::{from_parked, taken_die, taken_end, told},
     queue::{Finished, interval},
 };
-use crate::domain::{LaneId, SubscriptionId};
+use crate::domain::{ApplicationId, LaneId, SubscriptionId};
 
 /// The columns that move between the queue and `delivery_parked`.
 macro_rules! moved_columns {
@@ -47,6 +47,7 @@ macro_rules! taken_are_parked {
 #[derive(Debug, sqlx::FromRow)]
 pub struct ParkedSubscription {
     subscription_id: Uuid,
+    application_id: Uuid,
     /// It is enabled again, since so many seconds; `None`: it is still disabled, or deleted.
     pub active_s: Option<f64>,
     /// It is deleted.
@@ -59,9 +60,9 @@ impl ParkedSubscription {
         SubscriptionId::from_uuid(self.subscription_id)
     }
 
-    /// Its lane.
-    pub fn lane(&self) -> LaneId {
-        self.id().lane()
+    /// Its lane, and whose that is.
+    pub fn lane(&self) -> (LaneId, ApplicationId) {
+        (self.id().lane(), ApplicationId::from_uuid(self.application_id))
     }
 }
 
@@ -180,19 +181,19 @@ const PARK_WAITING: &str = concat!(
 const PARKED_SUBSCRIPTIONS: &str = "
     with recursive parked as (
         (
-            select subscription_id from delivery_parked where subscription_id > $1
+            select subscription_id, application_id from delivery_parked where subscription_id > $1
             order by subscription_id limit 1
         )
         union all
-        select next.subscription_id
+        select next.subscription_id, next.application_id
         from parked cross join lateral (
-            select subscription_id from delivery_parked p
+            select subscription_id, application_id from delivery_parked p
             where p.subscription_id > parked.subscription_id
             order by subscription_id limit 1
         ) as next
     ),
-    page as (select subscription_id from parked limit $2)
-    select page.subscription_id, coalesce(s.deleted_at is not null, true) as is_deleted,
+    page as (select subscription_id, application_id from parked limit $2)
+    select page.subscription_id, page.application_id, coalesce(s.deleted_at is not null, true) as is_deleted,
            case when s.deleted_at is null and r.is_active
                 then extract(epoch from now() - s.updated_at)::float8 end as active_s
     from page

@@ -24,7 +24,7 @@ use super::{
     dispatchers::DispatcherId,
     ending::{from_queue, taken_die, taken_end, told},
 };
-use crate::domain::{DeliveryId, EventId, LaneId, pacing::LaneQuota};
+use crate::domain::{ApplicationId, DeliveryId, EventId, LaneId, pacing::LaneQuota};
 
 /// How many leases may be lost in a row before a delivery is dead.
 pub const INTERRUPTIONS_MAX: i16 = 20;
@@ -33,6 +33,7 @@ pub const INTERRUPTIONS_MAX: i16 = 20;
 #[derive(Debug, sqlx::FromRow)]
 pub struct LaneHead {
     lane_id: Uuid,
+    application_id: Uuid,
     /// Milliseconds until its first delivery is due; negative if it is overdue.
     pub due_in_ms: i64,
 }
@@ -41,6 +42,11 @@ impl LaneHead {
     /// The lane.
     pub fn lane(&self) -> LaneId {
         LaneId::from_uuid(self.lane_id)
+    }
+
+    /// Its application.
+    pub fn application(&self) -> ApplicationId {
+        ApplicationId::from_uuid(self.application_id)
     }
 
     /// How long until its first delivery is due.
@@ -267,27 +273,28 @@ const CLAIM_DUE: &str = "
 const LANE_HEADS: &str = "
     with recursive head as (
         (
-            select lane_id, due_at from delivery_queue
+            select lane_id, application_id, due_at from delivery_queue
             where owner is null and lane_id > $1
             order by lane_id, due_at limit 1
         )
         union all
-        select next.lane_id, next.due_at
+        select next.lane_id, next.application_id, next.due_at
         from head cross join lateral (
-            select lane_id, due_at from delivery_queue
+            select lane_id, application_id, due_at from delivery_queue
             where owner is null and lane_id > head.lane_id
             order by lane_id, due_at limit 1
         ) as next
     )
-    select lane_id, (extract(epoch from due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
+    select lane_id, application_id,
+           (extract(epoch from due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
     from head limit $2";
 
 const NEXT_DUE: &str = "
-    select lanes.lane_id,
+    select lanes.lane_id, head.application_id,
            (extract(epoch from head.due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
     from unnest($1::uuid[], $2::timestamptz[]) as lanes(lane_id, mark)
     cross join lateral (
-        select due_at from delivery_queue q
+        select application_id, due_at from delivery_queue q
         where q.lane_id = lanes.lane_id and q.owner is null and q.due_at >= lanes.mark
         order by q.lane_id, q.due_at limit 1
     ) as head";

@@ -90,7 +90,7 @@ impl Claimer {
     /// Waits until there is a reason to look; `false` at the end.
     async fn wait(&mut self) -> bool {
         let due = match self.shared.handover.owner() {
-            Some(_) => self.shared.handover.lanes().next_due(),
+            Some(_) => self.shared.handover.lanes().next_due(Instant::now()),
             None => None,
         };
         let scheduled = self.next_look.min(self.next_reconciliation);
@@ -142,7 +142,7 @@ impl Claimer {
             let now = Instant::now();
             let mut lanes = self.shared.handover.lanes();
             for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
-                lanes.note_due(head.lane(), now + head.due_in());
+                lanes.note_due(head.lane(), head.application(), now + head.due_in());
             }
             drop(lanes);
             let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
@@ -227,7 +227,7 @@ impl Claimer {
         let now = Instant::now();
         let mut desk = self.shared.handover.lanes();
         for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
-            desk.note_due(head.lane(), now + head.due_in());
+            desk.note_due(head.lane(), head.application(), now + head.due_in());
         }
         Ok(())
     }

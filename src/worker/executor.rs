@@ -16,10 +16,9 @@ use super::{
 use crate::{
     delivery::{Exchange, request},
     domain::{
-        ApplicationId, AttemptId, Decision, DeliveryState, ErrorClass, LaneId, Outcome, Run,
-        Subscription,
+        ApplicationId, AttemptId, Decision, DeliveryState, ErrorClass, Outcome, Run, Subscription,
         outcome::Failure,
-        pacing::{Held, Verdict},
+        pacing::{Held, Slot, Verdict},
         subscription::DisabledBecause,
     },
     store::queue::{AttemptRecord, Claim, Finished, Next, Release},
@@ -31,6 +30,9 @@ const GONE: u16 = 410;
 /// How often it is tried to disable a subscription for one such answer.
 const DISABLE_TRIES: usize = 5;
 
+/// The time between two looks at requests that take long.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Starts whatever can be started, whenever something can, until the end.
 pub async fn run(shared: Arc<Shared>) {
     loop {
@@ -41,50 +43,69 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// Looks at requests that take long, until the end: their lanes are suspect before they have timed
+/// out.
+pub async fn watch(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+        let returned = shared.handover.look_at_slow();
+        if !returned.is_empty() {
+            return_queued(&shared, returned, Verdict::Hung).await;
+        }
+    }
+}
+
 /// Starts requests while there are free slots and claims to send.
 fn start_ready(shared: &Arc<Shared>) {
     while !shared.stop.is_cancelled() {
         // Fenced: what waits stays where it is until the heartbeat decides about it.
         let Some(owner) = shared.handover.owner() else { return };
-        let Some(claim) = shared.handover.lanes().start_next() else { return };
+        let Some((claim, slot)) = shared.handover.lanes().start_next(Instant::now()) else {
+            return;
+        };
         if claim.token.owner == owner {
             // Boxed, or its four kibibytes would be moved from hand to hand until the runtime has it.
-            shared.requests.spawn(Box::pin(execute(shared.clone(), claim)));
+            shared.requests.spawn(Box::pin(execute(shared.clone(), claim, slot)));
         } else {
             // Claimed under an id that was buried since: another process has it.
             shared.handover.forget(claim.delivery_id, claim.token);
-            shared.handover.lanes().free(claim.lane, claim.bytes());
+            shared.handover.lanes().abandon(slot, claim.lane, claim.bytes());
         }
     }
 }
 
-async fn execute(shared: Arc<Shared>, claim: Claim) {
+async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
     let way = tokio::select! {
         biased;
         plan = plan(&shared, &claim) => match plan {
             Plan::Send(way) => way,
-            Plan::Wait(pause) => return postpone(&shared, claim, pause).await,
-            Plan::Park => return park(&shared, claim).await,
-            Plan::Cancel => return cancel(&shared, claim).await,
+            Plan::Wait(pause) => return postpone(&shared, claim, slot, pause).await,
+            Plan::Park => return park(&shared, claim, slot).await,
+            Plan::Cancel => return cancel(&shared, claim, slot).await,
         },
         // The claim stays held, and is given back with the others that have no result.
         () = shared.abort.cancelled() => return,
     };
     let (lane, began) = (claim.lane, Instant::now());
+    let started_at = shared.clock.now();
     let result = tokio::select! {
         biased;
-        result = AssertUnwindSafe(attempt(&shared, &claim, &way)).catch_unwind() => result,
+        result = AssertUnwindSafe(attempt(&shared, &claim, &way, started_at)).catch_unwind() => result,
         () = shared.abort.cancelled() => return,
+        () = shared.handover.cut(slot) => Ok((cut(began.elapsed()), String::new())),
     };
-    let (exchange, headers, started_at) = result.unwrap_or_else(|_| {
+    let (exchange, headers) = result.unwrap_or_else(|_| {
         tracing::error!(delivery = %claim.delivery_id, "an attempt panicked");
         let failure = Failure::new(ErrorClass::Internal, "the dispatcher failed; see its log");
-        (failed(failure), String::new(), shared.clock.now())
+        (failed(failure), String::new())
     });
     let gone = exchange.response.as_ref().filter(|response| response.status == GONE);
     let gone = gone.and_then(|_| way.subscription()).map(|it| (claim.application, it.clone()));
     let (finished, verdict) = conclude(&shared, claim, &way, exchange, headers, started_at);
-    let returned = shared.handover.conclude(lane, verdict, began);
+    let returned = shared.handover.conclude(slot, lane, verdict);
     tokio::select! {
         _ = shared.results.send(finished) => {}
         () = shared.abort.cancelled() => return,
@@ -99,7 +120,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim) {
             disable_gone(&shared, application, &subscription).await;
         }
         if !returned.is_empty() {
-            return_queued(&shared, lane, returned, verdict).await;
+            return_queued(&shared, returned, verdict).await;
         }
     });
     tokio::select! {
@@ -122,9 +143,13 @@ async fn disable_gone(shared: &Shared, application: ApplicationId, subscription:
     }
 }
 
-/// Builds, signs and sends. Tells what came of it, the header lines as sent, and when it began.
-async fn attempt(shared: &Shared, claim: &Claim, way: &Way) -> (Exchange, String, DateTime<Utc>) {
-    let started_at = shared.clock.now();
+/// Builds, signs and sends. Tells what came of it, and the header lines as sent.
+async fn attempt(
+    shared: &Shared,
+    claim: &Claim,
+    way: &Way,
+    started_at: DateTime<Utc>,
+) -> (Exchange, String) {
     tracing::debug!(
         event = %claim.event_id, delivery = %claim.delivery_id, attempt = claim.number(),
         "sending"
@@ -133,13 +158,20 @@ async fn attempt(shared: &Shared, claim: &Claim, way: &Way) -> (Exchange, String
         Ok(outgoing) => {
             let headers = request::header_lines(&outgoing.headers);
             let exchange = shared.client.exchange(outgoing, way.timeout(shared)).await;
-            (exchange, headers, started_at)
+            (exchange, headers)
         }
         Err(error) => {
             let failure = Failure::new(ErrorClass::Signing, error.to_string());
-            (failed(failure), String::new(), started_at)
+            (failed(failure), String::new())
         }
     }
+}
+
+/// A request that is given up before its time.
+fn cut(duration: Duration) -> Exchange {
+    let message = "given up early: too many requests that hang at the same time";
+    let failure = Failure::new(ErrorClass::Timeout, message);
+    Exchange { duration, ..failed(failure) }
 }
 
 fn failed(failure: Failure) -> Exchange {
@@ -237,33 +269,35 @@ fn log(
 }
 
 /// Gives back a claim that cannot be sent at present. It is no attempt.
-async fn postpone(shared: &Shared, claim: Claim, pause: Duration) {
-    let (lane, bytes) = (claim.lane, claim.bytes());
+async fn postpone(shared: &Shared, claim: Claim, slot: Slot, pause: Duration) {
+    let (lane, application, bytes) = (claim.lane, claim.application, claim.bytes());
     give_back(shared, &[(claim.delivery_id, claim.token)], Release::After(pause)).await;
+    shared.handover.lanes().end(slot);
     shared.handover.free([(lane, bytes)]);
-    shared.handover.note_due(lane, pause);
+    shared.handover.note_due(lane, application, pause);
 }
 
 /// Ends a delivery whose subscription, or application, is gone.
-async fn cancel(shared: &Shared, claim: Claim) {
+async fn cancel(shared: &Shared, claim: Claim, slot: Slot) {
     tracing::info!(
         event = %claim.event_id, delivery = %claim.delivery_id,
         "cancelled: its subscription is deleted"
     );
     let reason = Some(ErrorClass::Cancelled);
-    unsent(shared, claim, Next::End { state: DeliveryState::Cancelled, reason }).await;
+    unsent(shared, claim, slot, Next::End { state: DeliveryState::Cancelled, reason }).await;
 }
 
 /// Sets a delivery aside whose subscription is disabled.
-async fn park(shared: &Shared, claim: Claim) {
+async fn park(shared: &Shared, claim: Claim, slot: Slot) {
     tracing::debug!(
         event = %claim.event_id, delivery = %claim.delivery_id,
         "parked: its subscription is disabled"
     );
-    unsent(shared, claim, Next::Park).await;
+    unsent(shared, claim, slot, Next::Park).await;
 }
 
-async fn unsent(shared: &Shared, claim: Claim, next: Next) {
+async fn unsent(shared: &Shared, claim: Claim, slot: Slot, next: Next) {
+    shared.handover.lanes().end(slot);
     let finished = Finished {
         delivery_id: claim.delivery_id,
         token: claim.token,
@@ -293,14 +327,21 @@ fn verdict(outcome: &Outcome) -> Verdict {
     }
 }
 
-/// Gives back what waited in memory for a lane that is paused or hangs.
-async fn return_queued(shared: &Shared, lane: LaneId, claims: Vec<Claim>, verdict: Verdict) {
+/// Gives back what waited in memory for lanes that are quiet or hang.
+pub async fn return_queued(shared: &Shared, claims: Vec<Claim>, verdict: Verdict) {
     let (pause, when) = match verdict {
         Verdict::Paused(pause) => (pause, Release::After(pause)),
         _ => (Duration::ZERO, Release::InPlace),
     };
-    tracing::info!(%lane, claims = claims.len(), pause_s = pause.as_secs(), "lane held back");
+    let mut lanes: Vec<_> = claims.iter().map(|claim| (claim.lane, claim.application)).collect();
+    lanes.dedup();
+    tracing::info!(
+        lane = ?lanes.first().map(|(lane, _)| lane), lanes = lanes.len(), claims = claims.len(),
+        pause_s = pause.as_secs(), "held back"
+    );
     let claims: Vec<_> = claims.into_iter().map(|c| (c.delivery_id, c.token)).collect();
     give_back(shared, &claims, when).await;
-    shared.handover.note_due(lane, pause);
+    for (lane, application) in lanes {
+        shared.handover.note_due(lane, application, pause);
+    }
 }

@@ -19,6 +19,8 @@ const KEYS_PER_DELETE: i64 = 5_000;
 const DELETES_PER_ROUND: usize = 200;
 /// Minutes of statistics deleted by one statement.
 const MINUTES_PER_DELETE: i64 = 5_000;
+/// How long it is kept how a lane fares of which nothing new is told.
+const HEALTH_AGE: Duration = Duration::from_hours(1);
 /// Events refused from SQL that one statement deletes: each has a payload.
 const REFUSED_PER_DELETE: i64 = 500;
 /// Deleted and disabled subscriptions of one round, and deliveries that one statement cancels or
@@ -81,6 +83,9 @@ async fn rounds(shared: &Shared) {
         if let Err(error) = forget_statistics(shared).await {
             tracing::warn!(%error, "old statistics were not deleted");
         }
+        if let Err(error) = forget_health(shared).await {
+            tracing::warn!(%error, "how lanes fared long ago was not forgotten");
+        }
         if let Err(error) = forget_refused(shared).await {
             tracing::warn!(%error, "what was refused from SQL long ago was not deleted");
         }
@@ -124,6 +129,16 @@ async fn forget_statistics(shared: &Shared) -> Result<(), StoreError> {
         if shared.store.forget_statistics(age, MINUTES_PER_DELETE).await?
             < MINUTES_PER_DELETE.unsigned_abs()
         {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn forget_health(shared: &Shared) -> Result<(), StoreError> {
+    for _ in 0..DELETES_PER_ROUND {
+        let deleted = shared.store.forget_health(HEALTH_AGE, KEYS_PER_DELETE).await?;
+        if i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
             break;
         }
     }

@@ -12,6 +12,7 @@
 mod claimer;
 mod erasures;
 mod executor;
+mod health;
 mod heartbeat;
 mod maintenance;
 mod parking;
@@ -176,9 +177,14 @@ impl Worker {
             look_now: Notify::new(),
         });
 
+        // Before anything is sent: who hangs is left in peace from the beginning.
+        let heard = health::at_start(&shared).await?;
+
         let (loops, stop) = (TaskTracker::new(), &shared.stop);
         loops.spawn(watched("claimer", claimer::run(shared.clone()), stop, failed));
         loops.spawn(watched("starter", executor::run(shared.clone()), stop, failed));
+        loops.spawn(watched("watch", executor::watch(shared.clone()), stop, failed));
+        loops.spawn(watched("health", health::run(shared.clone(), heard), stop, failed));
         loops.spawn(watched("sweeper", heartbeat::sweep(shared.clone()), stop, failed));
         loops.spawn(watched("maintenance", maintenance::run(shared.clone()), stop, failed));
         loops.spawn(watched("statistics", statistics::run(shared.clone()), stop, failed));

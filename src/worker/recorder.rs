@@ -133,7 +133,7 @@ fn after_commit(handover: &Handover, batch: &[Finished]) {
     handover.waiters().tell(batch.iter().map(|one| one.delivery_id));
     for one in batch {
         if let Next::RetryAfter(delay) = one.next {
-            handover.note_due(one.lane, delay);
+            handover.note_due(one.lane, one.application, delay);
         }
     }
 }

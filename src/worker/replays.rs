@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::Shared;
 use crate::{
     domain::{
-        ApplicationId, DeliveryId, EventType, LaneId, Payload, ReplayId, Subject, Submission,
+        ApplicationId, DeliveryId, EventType, Payload, ReplayId, Subject, Submission,
         event::{Metadata, Route},
         replay::rows_of_step,
         routing::{Destination, Snapshot, route},
@@ -84,7 +84,9 @@ async fn steps(shared: &Shared, id: ReplayId) -> Result<(), StoreError> {
         let Some(step) = shared.store.step_replay(id).await? else { return Ok(()) };
         if step.queued > 0 {
             telemetry::replayed(step.queued);
-            shared.handover.leave_in_queue(step.lanes);
+            let application = step.replay.application();
+            let lanes = step.lanes.into_iter().map(|lane| (lane, application));
+            shared.handover.leave_in_queue(lanes);
         }
         let replay = step.replay;
         if replay.ended_at.is_none() && replay.has_all_ended {
@@ -119,7 +121,7 @@ async fn reroute(shared: &Shared, replay: &ReplayRow) -> Result<(), StoreError> 
         Rerouted::Stored(made) => {
             telemetry::routed_again(made);
             let queued = deliveries.iter().filter(|one| !one.is_parked);
-            let lanes: Vec<LaneId> = queued.map(|one| one.subscription.lane()).collect();
+            let lanes = queued.map(|one| (one.subscription.lane(), application));
             shared.handover.leave_in_queue(lanes);
         }
         Rerouted::Stale => shared.routes.forget([application]),

@@ -31,6 +31,15 @@ fn example() -> Value {
     })
 }
 
+fn example_of_subscription() -> Value {
+    let mut example = example();
+    example["breaker"] = json!({
+        "state": "closed", "failures": 0, "open_until": null, "paused_until": null,
+        "opens_after": 5, "pause_max_seconds": 60.0,
+    });
+    example
+}
+
 pub fn since() -> Parameter {
     take::of_query("since", "From then on; by default a day ago, at most a week ago", time())
 }
@@ -42,7 +51,7 @@ pub fn of_subscription() -> Operation {
         .of(Tag::Subscriptions, Permission::Read)
         .parameters([take::subscription_path()])
         .parameters(take::query(statistics::OF_SUBSCRIPTION, [take::application(), since()]))
-        .answers::<StatisticsBody>(StatusCode::OK, "The figures", example())
+        .answers::<StatisticsBody>(StatusCode::OK, "The figures", example_of_subscription())
 }
 
 pub fn of_application() -> Operation {

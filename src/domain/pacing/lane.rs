@@ -1,0 +1,265 @@
+//! One lane: how it has answered, and so what it may have.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+
+use super::{Limits, Verdict, rings::Turn, slots::SLOW};
+use crate::domain::ApplicationId;
+
+/// So many failures one after the other make a lane suspect that was proven.
+const FAILURES_OF_A_SUSPECT: u16 = 3;
+/// The first pause of an open breaker; it doubles with each probe that fails.
+const BREAKER_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a lane is thought of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Its last answer was a success, and quick.
+    Proven,
+    /// Nothing is known yet.
+    Unproven,
+    /// It fails, hangs or is slow.
+    Suspect,
+}
+
+impl Class {
+    pub(super) const COUNT: usize = 3;
+    /// In the order in which they are served.
+    pub(super) const ALL: [Self; Self::COUNT] = [Self::Proven, Self::Unproven, Self::Suspect];
+}
+
+/// Where a lane waits to be claimed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    No,
+    /// Until then.
+    Until(Instant),
+    /// For its turn, since then.
+    Turn(Turn, Instant),
+}
+
+/// A lane, as this process knows it.
+#[derive(Debug)]
+pub struct Lane<T> {
+    pub application: ApplicationId,
+    pub class: Class,
+    /// How many requests at a time; grows with success, see [`Self::width`].
+    window: usize,
+    /// Failures one after the other: of attempts that each began after the one before had failed.
+    pub failures: u16,
+    pub last_failure: Option<Instant>,
+    pub last_success: Option<Instant>,
+    /// It takes long, and takes it.
+    pub answers_slowly: bool,
+    /// The next answer is to show how it is; until then no request goes beside another.
+    is_probed: bool,
+    /// The receiver asked for quiet.
+    pub paused_until: Option<Instant>,
+    /// The breaker is open.
+    pub open_until: Option<Instant>,
+    /// At most so many requests at a time, whatever it deserves.
+    pub cap: Option<usize>,
+    pub in_flight: usize,
+    /// Room promised to deliveries that are being inserted or claimed.
+    pub reserved: usize,
+    pub queued: VecDeque<T>,
+    /// Payload bytes that it holds.
+    pub bytes: usize,
+    /// When its work in the database is due, as far as is known.
+    pub due: Option<Instant>,
+    /// A claim that names it is under way; what is noted as due meanwhile is kept for after.
+    pub is_claiming: bool,
+    /// Its turn to start a request.
+    pub turn: Option<Turn>,
+    pub wait: Wait,
+    pub mark: Option<(DateTime<Utc>, Instant)>,
+}
+
+/// What follows from a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// What waits in memory goes back to the database.
+    pub gives_back: bool,
+    /// What others should know of it has changed.
+    pub is_news: bool,
+}
+
+impl<T> Lane<T> {
+    pub fn new(application: ApplicationId) -> Self {
+        Self {
+            application,
+            class: Class::Unproven,
+            window: 1,
+            failures: 0,
+            last_failure: None,
+            last_success: None,
+            answers_slowly: false,
+            is_probed: false,
+            paused_until: None,
+            open_until: None,
+            cap: None,
+            in_flight: 0,
+            reserved: 0,
+            queued: VecDeque::new(),
+            bytes: 0,
+            due: None,
+            is_claiming: false,
+            turn: None,
+            wait: Wait::No,
+            mark: None,
+        }
+    }
+
+    /// Deliveries in memory: reserved, queued and in flight.
+    pub fn held(&self) -> usize {
+        self.reserved + self.queued.len() + self.in_flight
+    }
+
+    /// Until when nothing may be sent.
+    pub fn quiet_until(&self) -> Option<Instant> {
+        self.paused_until.max(self.open_until)
+    }
+
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        self.quiet_until().is_some_and(|until| now < until)
+    }
+
+    /// How many requests at a time. What is `spare` of the suspects' share goes to those that there
+    /// are: so one receiver that fails now and then is not made slow where there is room.
+    pub fn width(&self, limits: &Limits, spare: usize) -> usize {
+        let width = match self.class {
+            _ if self.is_probed => 1,
+            Class::Proven => self.window,
+            Class::Unproven => 1,
+            Class::Suspect => self.window.max(spare),
+        };
+        width.min(limits.lane_in_flight_max).min(self.cap.unwrap_or(usize::MAX)).max(1)
+    }
+
+    /// Notes the result of an attempt that `began` then, and tells what follows. `jitter` is a
+    /// number between 0 and 1. Its class may be another one afterwards.
+    pub fn conclude(
+        &mut self,
+        verdict: Verdict,
+        began: Instant,
+        now: Instant,
+        jitter: f64,
+        (limits, is_calm): (&Limits, bool),
+    ) -> Change {
+        let is_slow = now.saturating_duration_since(began) >= SLOW;
+        let was_bad = self.is_bad();
+        let mut gives_back = false;
+        match verdict {
+            Verdict::Healthy => {
+                self.succeed(is_slow, now, (limits, is_calm));
+            }
+            Verdict::Paused(pause) => {
+                self.paused_until = self.paused_until.max(Some(now + pause));
+                self.become_suspect();
+                self.is_probed = true;
+                gives_back = true;
+            }
+            Verdict::Failing | Verdict::Hung => {
+                let is_refuted = self.last_success.is_some_and(|success| began <= success);
+                let is_one_of_many = self.last_failure.is_some_and(|failure| began <= failure);
+                if is_refuted || is_one_of_many {
+                    return Change { gives_back: false, is_news: false };
+                }
+                gives_back = self.fail(verdict, is_slow, now, jitter, limits);
+            }
+        }
+        Change { gives_back, is_news: was_bad || self.is_bad() }
+    }
+
+    fn succeed(&mut self, is_slow: bool, now: Instant, (limits, is_calm): (&Limits, bool)) {
+        let was_full = self.in_flight >= self.window;
+        self.last_success = Some(now);
+        self.failures = 0;
+        self.open_until = None;
+        self.paused_until = self.paused_until.filter(|&until| now < until);
+        self.is_probed = self.paused_until.is_some();
+        self.answers_slowly = is_slow;
+        if is_slow {
+            self.class = Class::Suspect;
+            let wider = if is_calm { self.window + 1 } else { self.window / 2 };
+            self.window = wider.clamp(1, limits.lane_in_flight_max);
+            return;
+        }
+        self.class = Class::Proven;
+        let has_more = !self.queued.is_empty() || self.due.is_some_and(|due| due <= now);
+        if was_full && has_more {
+            self.window = (self.window * 2).min(limits.lane_in_flight_max);
+        }
+    }
+
+    fn fail(
+        &mut self,
+        verdict: Verdict,
+        is_slow: bool,
+        now: Instant,
+        jitter: f64,
+        limits: &Limits,
+    ) -> bool {
+        self.last_failure = Some(now);
+        self.failures = self.failures.saturating_add(1);
+        self.answers_slowly = false;
+        self.window = (self.window / 2).max(1);
+        let is_hung = verdict == Verdict::Hung || is_slow;
+        if is_hung || self.class != Class::Proven || self.failures >= FAILURES_OF_A_SUSPECT {
+            self.become_suspect();
+        }
+        // Who answers, if only with an error, hangs no longer.
+        self.is_probed = is_hung;
+        let opens = limits.breaker.failures > 0 && self.failures >= limits.breaker.failures;
+        if opens {
+            let doublings = u32::from(self.failures - limits.breaker.failures).min(16);
+            let pause = (BREAKER_PAUSE * 2_u32.pow(doublings)).min(limits.breaker.pause_max);
+            self.open_until = Some(now + pause.mul_f64(0.75 + jitter / 2.0));
+            self.is_probed = true;
+        }
+        is_hung || opens
+    }
+
+    /// A request has been under way for long, and there is no answer yet.
+    pub fn hang(&mut self) {
+        self.become_suspect();
+        self.is_probed = true;
+    }
+
+    fn become_suspect(&mut self) {
+        if self.class != Class::Suspect {
+            self.class = Class::Suspect;
+            self.answers_slowly = false;
+        }
+        if !self.answers_slowly {
+            self.window = 1;
+        }
+    }
+
+    /// Whether others should know of it.
+    pub fn is_bad(&self) -> bool {
+        self.failures >= FAILURES_OF_A_SUSPECT || self.quiet_until().is_some()
+    }
+
+    /// Takes what another process, or an earlier life of this one, knew of it; not if it is known
+    /// better here.
+    pub fn learn(&mut self, failures: u16, open: Option<Instant>, paused: Option<Instant>) {
+        self.paused_until = self.paused_until.max(paused);
+        if self.in_flight > 0 {
+            return;
+        }
+        self.failures = failures;
+        self.open_until = open;
+        if failures >= FAILURES_OF_A_SUSPECT || open.is_some() || paused.is_some() {
+            self.become_suspect();
+            self.is_probed = true;
+        } else {
+            // It is well again elsewhere. It shows here with the first answer.
+            self.is_probed = false;
+        }
+    }
+}

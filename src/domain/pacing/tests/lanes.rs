@@ -1,0 +1,347 @@
+//! What a lane may have, and what follows from how it answers.
+
+use super::*;
+
+#[test]
+fn a_lane_begins_with_one_request_and_widens_while_it_has_more() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.fill(1, 30), 20, "what waits for the first answer, and no more");
+    assert_eq!(bench.start(), [1]);
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!(bench.start(), [1, 1], "two");
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!(bench.start(), [1, 1, 1], "four");
+    // Nothing waits: it is as wide as it was.
+    let mut idle = Bench::new();
+    for _ in 0..9 {
+        idle.pass(1, Verdict::Healthy);
+    }
+    assert_eq!(idle.width(1), 1);
+}
+
+#[test]
+fn a_slot_is_free_when_its_result_is_recorded() {
+    let mut bench = Bench::new();
+    bench.fill(1, 5);
+    bench.lanes.set_cap(lane(1), Some(1));
+    bench.start();
+    bench.conclude(1, Verdict::Healthy);
+    assert!(bench.start().is_empty());
+    bench.lanes.free(lane(1), 10);
+    assert_eq!(bench.start(), [1]);
+}
+
+#[test]
+fn who_answers_gets_what_nobody_uses_even_if_it_fails() {
+    let mut bench = Bench::new();
+    bench.fill(1, 9);
+    bench.start();
+    bench.finish(1, Verdict::Failing);
+    bench.later(MS);
+    assert_eq!(bench.start().len(), 4, "an eighth of what the suspects may have");
+    bench.fill(2, 9);
+    bench.start();
+    bench.finish(2, Verdict::Failing);
+    assert_eq!((bench.width(1), bench.width(2)), (2, 2));
+    // Not if it hangs.
+    assert!(bench.finish(1, Verdict::Hung) > 0);
+    assert_eq!((bench.width(1), bench.width(2)), (1, 2));
+}
+
+#[test]
+fn applications_take_turns_and_then_lanes() {
+    let mut bench = Bench::new();
+    for n in [1, 2, 3, 101] {
+        bench.prove(n);
+    }
+    for n in [1, 2, 3, 101] {
+        bench.fill(n, 2);
+    }
+    assert_eq!(bench.start(), [1, 101, 2, 101, 3, 1, 2, 3]);
+}
+
+#[test]
+fn what_is_free_bounds_what_one_lane_and_one_application_hold() {
+    let mut bench = Bench::within(Limits { lane_held_max: 1_000, ..LIMITS });
+    for n in (1..60).chain([101]) {
+        bench.prove(n);
+    }
+    assert_eq!(bench.fill(1, 1_000), 100, "as much as is free");
+    for n in 2..60 {
+        bench.fill(n, 1_000);
+    }
+    assert_eq!(bench.lanes.held(), 160, "four fifths are one application's");
+    assert_eq!(bench.fill(101, 1_000), 20, "there is room for another");
+}
+
+#[test]
+fn new_deliveries_do_not_overtake_what_is_due() {
+    let mut bench = Bench::new();
+    bench.due(1);
+    assert_eq!((bench.fill(1, 1), bench.fill(2, 1)), (0, 1));
+    let later = bench.now + 60 * SECOND;
+    bench.lanes.note_due(lane(3), of(lane(3)), later);
+    assert_eq!(bench.fill(3, 1), 1, "a retry that is not due holds nobody up");
+    bench.now = later;
+    assert_eq!(bench.fill(3, 1), 0);
+}
+
+#[test]
+fn a_lane_that_fails_is_suspect_and_not_born_claimed() {
+    let mut bench = Bench::new();
+    bench.pass(1, Verdict::Failing);
+    assert_eq!((bench.class(1), bench.fill(1, 1)), (Class::Suspect, 0));
+    // One that was proven may fail twice.
+    bench.pass(2, Verdict::Healthy);
+    for failures in 1..=3 {
+        bench.later(MS);
+        bench.pass(2, Verdict::Failing);
+        assert_eq!(bench.class(2) == Class::Suspect, failures == 3);
+    }
+}
+
+#[test]
+fn a_quiet_or_hanging_lane_gives_back_what_waits() {
+    for verdict in [Verdict::Paused(9 * SECOND), Verdict::Hung] {
+        let mut bench = Bench::new();
+        bench.fill(1, 5);
+        bench.start();
+        assert_eq!(bench.finish(1, verdict), 4);
+        assert_eq!((bench.lanes.in_flight(), bench.lanes.held(), bench.fill(1, 1)), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_request_that_takes_a_second_makes_its_lane_suspect_while_it_is_under_way() {
+    let mut bench = Bench::new();
+    bench.prove(1);
+    bench.fill(1, 20);
+    assert_eq!(bench.start().len(), 8);
+    assert_eq!(bench.lanes.look_at_slow(bench.now + SECOND - MS).returned.len(), 0);
+    let used = |bench: &Bench| Class::ALL.map(|class| bench.lanes.in_flight_of(class));
+    assert_eq!(used(&bench), [8, 0, 0]);
+    bench.later(SECOND);
+    assert_eq!(bench.lanes.look_at_slow(bench.now).returned.len(), 12, "what waits goes back");
+    assert_eq!((used(&bench), bench.class(1)), ([0, 0, 8], Class::Suspect));
+    // It answers after all, slowly: it goes on, as one of the slow.
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!((bench.class(1), bench.fill(1, 9)), (Class::Suspect, 0), "it is full");
+    for _ in 0..7 {
+        bench.finish(1, Verdict::Healthy);
+    }
+    assert!(bench.fill(1, 20) > 1);
+    bench.start();
+    bench.later(MS);
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!(bench.class(1), Class::Proven, "quick again");
+}
+
+#[test]
+fn the_unproven_and_the_suspect_leave_slots_to_the_proven() {
+    let mut bench = Bench::new();
+    for n in 1..=60 {
+        bench.prove(n);
+    }
+    for n in 101..=160 {
+        bench.fill(n, 1);
+    }
+    // A quarter is the share of the unproven, and four fifths of it one application's.
+    assert_eq!(bench.start().len(), 13);
+    bench.later(SECOND);
+    bench.lanes.look_at_slow(bench.now);
+    assert_eq!(bench.start().len(), 13, "those that hang are suspect now");
+    bench.later(SECOND);
+    bench.lanes.look_at_slow(bench.now);
+    bench.start();
+    bench.later(SECOND);
+    bench.lanes.look_at_slow(bench.now);
+    bench.start();
+    let total = bench.lanes.in_flight();
+    assert!(total <= 48, "{total}: a quarter is left");
+    for n in 1..=60 {
+        bench.fill(n, 1);
+    }
+    assert!(bench.start().len() >= 16 - 4, "to the proven");
+}
+
+#[test]
+fn the_proven_leave_slots_in_which_a_lane_can_be_proven() {
+    let mut bench = Bench::new();
+    for n in 1..=20 {
+        bench.prove(n);
+    }
+    for n in 1..=20 {
+        bench.fill(n, 20);
+    }
+    assert_eq!(bench.start().len(), 60, "64, but for a sixteenth");
+    for n in 101..=110 {
+        bench.fill(n, 1);
+    }
+    assert_eq!(bench.start().len(), 4);
+}
+
+#[test]
+fn one_application_leaves_others_something_of_each_class() {
+    let mut bench = Bench::new();
+    for n in 1..=60 {
+        bench.fill(n, 1);
+    }
+    assert_eq!(bench.start().len(), 13);
+    bench.fill(101, 1);
+    assert_eq!(bench.start(), [101]);
+}
+
+#[test]
+fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
+    let mut bench = Bench::new();
+    bench.due(1);
+    let fail = |bench: &mut Bench| {
+        assert_eq!(bench.plan(), [(1, bench.width(1))]);
+        let part = LaneQuota { lane: lane(1), quota: bench.width(1), mark: None };
+        let got = Claimed { taken: 1, left: 0, bytes: 10, last_due: None };
+        bench.lanes.settle_claim(&part, &got, bench.now);
+        bench.due(1);
+        bench.lanes.push(Delivery(lane(1)), bench.now).unwrap();
+        assert_eq!(bench.start(), [1]);
+        bench.later(MS);
+        bench.finish(1, Verdict::Failing);
+        bench.later(20 * MS);
+    };
+    (0..5).for_each(|_| fail(&mut bench));
+    for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
+        // Until the pause is over nothing is claimed.
+        assert!(bench.plan().is_empty());
+        let due = bench.lanes.next_due(bench.now).unwrap();
+        assert_eq!(due, bench.now - 20 * MS + pause * SECOND);
+        assert_eq!(bench.fill(1, 1), 0);
+        bench.now = due;
+        assert_eq!(bench.width(1), 1, "one probe");
+        fail(&mut bench);
+    }
+    let news = bench.lanes.take_news(bench.now, 9);
+    assert_eq!((news.len(), news[0].failures), (1, 13));
+    assert!(news[0].open_for.is_some() && bench.lanes.take_news(bench.now, 9).is_empty());
+
+    bench.now = bench.lanes.next_due(bench.now).unwrap();
+    bench.plan();
+    let part = LaneQuota { lane: lane(1), quota: 1, mark: None };
+    let got = Claimed { taken: 1, left: 0, bytes: 10, last_due: None };
+    bench.lanes.settle_claim(&part, &got, bench.now);
+    bench.lanes.push(Delivery(lane(1)), bench.now).unwrap();
+    bench.start();
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!((bench.class(1), bench.width(1)), (Class::Proven, 2), "and slowly on");
+    assert_eq!(bench.lanes.take_news(bench.now, 9)[0].failures, 0);
+}
+
+#[test]
+fn failures_at_the_same_time_count_once() {
+    let mut bench = Bench::new();
+    bench.prove(1);
+    bench.later(MS);
+    bench.fill(1, 20);
+    assert_eq!(bench.start().len(), 8);
+    for _ in 0..8 {
+        bench.finish(1, Verdict::Failing);
+    }
+    assert_eq!((bench.class(1), bench.width(1)), (Class::Proven, 4));
+}
+
+#[test]
+fn a_failure_is_refuted_by_a_later_success() {
+    let mut bench = Bench::new();
+    bench.prove(1);
+    bench.fill(1, 20);
+    bench.start();
+    bench.later(MS);
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!(bench.finish(1, Verdict::Hung), 0, "it hung for one request only");
+    bench.later(MS);
+    let before = bench.under_way.len();
+    bench.start();
+    bench.later(MS);
+    bench.under_way.drain(..before);
+    assert!(bench.finish(1, Verdict::Hung) > 0);
+}
+
+#[test]
+fn what_one_knows_of_a_lane_another_can_learn() {
+    let mut bench = Bench::new();
+    let health = Health {
+        lane: lane(1),
+        application: of(lane(1)),
+        failures: 7,
+        open_for: Some(9 * SECOND),
+        paused_for: None,
+    };
+    bench.fill(1, 2);
+    assert_eq!(bench.lanes.learn(&health, bench.now).len(), 2, "what waits goes back");
+    assert_eq!((bench.class(1), bench.fill(1, 1)), (Class::Suspect, 0));
+    bench.due(1);
+    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 9 * SECOND));
+    // Elsewhere the probe went well.
+    let well = Health { failures: 0, open_for: None, ..health };
+    bench.lanes.learn(&well, bench.now);
+    assert_eq!(bench.plan(), [(1, 4)]);
+    // And of one that is well nothing has to be remembered.
+    bench.lanes.learn(&Health { lane: lane(2), ..well }, bench.now);
+    assert!(!bench.lanes.by_id.contains_key(&lane(2)));
+}
+
+#[test]
+fn when_slots_are_short_requests_of_suspects_are_cut() {
+    let limits = Limits { in_flight_max: 8, ..LIMITS };
+    let mut bench = Bench::within(limits);
+    for n in 1..=8 {
+        bench.prove(n);
+    }
+    for n in 1..=8 {
+        bench.fill(n, 1);
+    }
+    assert_eq!(bench.start().len(), 7);
+    bench.later(SECOND);
+    let is_cut = bench.lanes.look_at_slow(bench.now).has_cut;
+    assert!(!is_cut, "not before they had some time");
+    bench.later(4 * SECOND);
+    let is_cut = bench.lanes.look_at_slow(bench.now).has_cut;
+    assert!(is_cut && bench.under_way.iter().all(|(_, slot)| bench.lanes.is_cut(*slot)));
+    assert!(!bench.lanes.look_at_slow(bench.now).has_cut, "once");
+}
+
+#[test]
+fn a_lane_that_went_quiet_takes_nothing_until_the_end() {
+    let mut bench = Bench::new();
+    bench.fill(1, 1);
+    assert!(bench.lanes.reserve(lane(1), of(lane(1)), 10, bench.now));
+    bench.start();
+    bench.finish(1, Verdict::Paused(9 * SECOND));
+    let (_, left) = bench.lanes.push(Delivery(lane(1)), bench.now).unwrap_err();
+    assert_eq!((left, bench.lanes.held()), (9 * SECOND, 0));
+}
+
+#[test]
+fn a_cap_bounds_a_lane_whatever_it_deserves() {
+    let mut bench = Bench::new();
+    bench.prove(1);
+    bench.lanes.set_cap(lane(1), Some(3));
+    bench.fill(1, 20);
+    assert_eq!(bench.start().len(), 3);
+    bench.lanes.set_cap(lane(1), None);
+    assert_eq!(bench.start().len(), 5);
+}
+
+#[test]
+fn idle_lanes_are_forgotten_in_time() {
+    let mut bench = Bench::new();
+    bench.fill(1, 1);
+    bench.start();
+    bench.now += MEMORY;
+    bench.lanes.forget_idle(bench.now);
+    assert_eq!(bench.lanes.by_id.len(), 1, "in flight");
+    bench.finish(1, Verdict::Failing);
+    bench.lanes.forget_idle(bench.now);
+    assert_eq!(bench.lanes.by_id.len(), 1, "how it answered is remembered");
+    bench.lanes.forget_idle(bench.now + MEMORY);
+    assert!(bench.lanes.by_id.is_empty());
+    assert_eq!(Class::ALL.map(|class| bench.lanes.lanes_of(class)), [0; 3]);
+}

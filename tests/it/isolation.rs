@@ -1,0 +1,125 @@
+//! No endpoint harms another: with real sockets, and receivers that hang until the test is over.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
+
+/// Few slots, and a deadline that no test sees.
+const TIGHT: [&str; 3] = ["--in-flight-max=32", "--lane-in-flight-max=8", "--http-timeout=300"];
+
+/// Answers as the path says: at once, never, or with a status.
+async fn receiver() -> Receiver {
+    Receiver::start(|_, request| match request.path.as_str() {
+        "/hangs" => Answer::status(200).after(Duration::from_secs(3_600)),
+        "/asks-for-quiet" => Answer::status(429).header("retry-after", "3000"),
+        _ => Answer::status(200),
+    })
+    .await
+}
+
+async fn subscribe(app: &TestApp, uid: &str, target_url: &str, event_type: &str) {
+    let body = json!({"uid": uid, "target_url": target_url, "event_types": event_type});
+    app.make("/subscriptions", body).await;
+}
+
+async fn publish(app: &TestApp, event_type: &str) -> String {
+    app.publish(json!({"payload": 1, "type": event_type})).await
+}
+
+fn calls(receiver: &Receiver, path: &str) -> usize {
+    receiver.received().iter().filter(|request| request.path == path).count()
+}
+
+async fn breaker(app: &TestApp, uid: &str) -> Value {
+    let (status, shown) = app.get(&format!("/subscriptions/{uid}/stats")).await;
+    assert_eq!(status, 200, "{shown}");
+    shown["breaker"].clone()
+}
+
+/// Catches: slots without shares, by which the hanging take them all; claims by age, by which their
+/// backlog stands in front; a share that a new receiver does not get.
+#[tokio::test]
+async fn hanging_receivers_with_a_backlog_take_nothing_from_others() {
+    let receiver = receiver().await;
+    let app = TestApp::with(&TIGHT).await;
+    subscribe(&app, "well", &receiver.url("/well"), "well").await;
+    let first = publish(&app, "well").await;
+    app.wait_for(&first, "delivered").await;
+    for n in 0..40 {
+        subscribe(&app, &format!("hangs-{n}"), &receiver.url("/hangs"), "hangs").await;
+    }
+    for _ in 0..20 {
+        publish(&app, "hangs").await;
+    }
+    eventually("they hang", async || (calls(&receiver, "/hangs") >= 8).then_some(())).await;
+    let mut events = Vec::new();
+    for _ in 0..50 {
+        events.push(publish(&app, "well").await);
+    }
+    for event in &events {
+        app.wait_for(event, "delivered").await;
+    }
+    // One that nobody knew before.
+    subscribe(&app, "new", &receiver.url("/new"), "new").await;
+    let event = publish(&app, "new").await;
+    app.wait_for(&event, "delivered").await;
+    let hanging = calls(&receiver, "/hangs");
+    assert!(hanging < 800, "{hanging}: the set-up itself");
+}
+
+/// Catches: a breaker that does not open, that counts what it holds back as attempts, or that does
+/// not close.
+#[tokio::test]
+async fn an_open_breaker_holds_back_what_comes_until_a_probe_succeeds() {
+    let receiver = Receiver::start(|n, _| Answer::status(if n < 6 { 500 } else { 200 })).await;
+    let app =
+        TestApp::with(&["--breaker-failures=3", "--max-attempts=20", "--backoff-max-seconds=0.1"])
+            .await;
+    subscribe(&app, "flaky", &receiver.url("/"), "flaky").await;
+    assert_eq!(breaker(&app, "flaky").await["state"], "closed");
+    let mut events = vec![publish(&app, "flaky").await];
+    let open = eventually("it opens", async || {
+        let breaker = breaker(&app, "flaky").await;
+        (breaker["state"] != "closed").then_some(breaker)
+    })
+    .await;
+    assert!(open["failures"].as_u64() >= Some(3), "{open}");
+    assert_eq!((&open["opens_after"], &open["pause_max_seconds"]), (&json!(3), &json!(60.0)));
+    for _ in 0..9 {
+        events.push(publish(&app, "flaky").await);
+    }
+    let mut attempts = 0;
+    for event in &events {
+        attempts += app.wait_for(event, "delivered").await["attempt_count"].as_u64().unwrap();
+    }
+    assert_eq!(attempts, 6 + 10, "each failure was one attempt, and nothing else was one");
+    eventually("it closes", async || {
+        (breaker(&app, "flaky").await["state"] == "closed").then_some(())
+    })
+    .await;
+}
+
+/// Catches: what one process knows of a lane and the next one does not.
+#[tokio::test]
+async fn who_asked_for_quiet_is_left_in_peace_after_a_restart() {
+    let receiver = receiver().await;
+    let database = TestDatabase::new().await;
+    let app = TestApp::on(database.clone(), &[]).await;
+    subscribe(&app, "busy", &receiver.url("/asks-for-quiet"), "both").await;
+    subscribe(&app, "well", &receiver.url("/well"), "both").await;
+    publish(&app, "both").await;
+    eventually("it is known", async || {
+        breaker(&app, "busy").await["paused_until"].is_string().then_some(())
+    })
+    .await;
+    app.stop().await;
+    let app = TestApp::on(database, &[]).await;
+    for _ in 0..5 {
+        publish(&app, "both").await;
+    }
+    eventually("the other one gets them", async || (calls(&receiver, "/well") == 6).then_some(()))
+        .await;
+    assert_eq!(calls(&receiver, "/asks-for-quiet"), 1);
+}
