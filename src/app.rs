@@ -1,5 +1,7 @@
 //! The service: everything joined. Used unchanged by `main` and by the tests.
 
+mod kept;
+
 use std::{
     net::SocketAddr,
     path::Path,
@@ -18,13 +20,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
+    cms::{Cms, CmsSettings, subscriptions::Subscriptions},
     config::{Config, ConfigError, Database, Role},
     delivery::{Client, client::ClientSettings, resolver::system_resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
-    http::{
-        self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, SubscriptionBounds, Targets,
-    },
+    http::{self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, Targets},
     ingest::{Batcher, Catalogue, Handover, Intake, Mover, Routes},
     sealing,
     store::{Store, StoreError},
@@ -37,6 +38,8 @@ use crate::{
 /// of their caches warm.
 const API_CONNECTIONS_MAX: u32 = 8;
 const WORKER_CONNECTIONS_MAX: u32 = 6;
+/// Connections of what is done for the CMS, if there is one.
+const CMS_CONNECTIONS_MAX: u32 = 2;
 /// How long the start waits for a database that is starting itself.
 const DATABASE_WAIT: Duration = Duration::from_secs(30);
 /// Deliveries of one lane, deliveries in all, and payload bytes that one process holds in memory.
@@ -64,6 +67,10 @@ pub struct App {
     /// Cancelled when a part has ended that must not.
     failed: CancellationToken,
     worker: Option<(Worker, SendingRuntime)>,
+    /// What is done for the CMS, by those who send.
+    cms: Option<Box<Cms>>,
+    /// What reads the subscriptions that the CMS keeps.
+    kept: Option<Subscriptions>,
     embedded: Option<EmbeddedPostgres>,
 }
 
@@ -96,6 +103,7 @@ impl App {
             .await
             .with_context(|| format!("BIND: {} cannot be listened on", config.bind))?;
         let store = Store::connect_lazy(options.clone(), API_CONNECTIONS_MAX);
+        let store = telling(store, config.cms.as_deref());
         let ingest_store = Store::connect_lazy(options.clone(), 1);
         let outbox_store = Store::connect_lazy(options.clone(), 1);
         let clock = Clock::default();
@@ -124,6 +132,14 @@ impl App {
         }));
         let routes = Arc::new(Routes::new(sealing_keys.clone()));
         let failed = CancellationToken::new();
+        let cms = config.cms.clone().filter(|_| config.role != Role::Api);
+        let cms = cms.map(|settings| {
+            let store = Store::connect_lazy(options.clone(), CMS_CONNECTIONS_MAX);
+            let cms = Cms::new(*settings, store).map(Box::new);
+            cms.context("PAYLOAD_URL (are CA certificates installed?)")
+        });
+        let cms = cms.transpose()?;
+        let kept = kept::subscriptions(&config, &options, &sealing_keys, &clock)?;
         let worker = match config.role {
             Role::Api => None,
             Role::All | Role::Worker => {
@@ -143,6 +159,8 @@ impl App {
             routes,
             failed,
             worker,
+            cms,
+            kept,
             embedded: None,
         })
     }
@@ -178,6 +196,8 @@ impl App {
             routes,
             failed,
             worker,
+            cms,
+            kept,
             embedded,
         } = self;
         let tasks = TaskTracker::new();
@@ -190,6 +210,8 @@ impl App {
             tasks.spawn(watched("mover", mover.run(stop.clone()), &stop, &failed))
         });
         tasks.spawn(handover.waiters().clone().look(store.clone(), stop.clone()));
+        let telling = cms.map(|cms| tell(cms, &tasks, &stop, &failed));
+        let cms_link = kept.map(|kept| kept::keep(&kept, config.role, &tasks, &stop, &failed));
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
             tasks.spawn(sample_clock(store.clone(), clock.clone(), stop.clone()));
@@ -198,15 +220,7 @@ impl App {
                 async move { tell_others(&store, &handover, &stop, || false).await }
             });
         }
-        tasks.spawn({
-            let (stop, failed) = (stop.clone(), failed.clone());
-            async move {
-                tokio::select! {
-                    () = failed.cancelled() => stop.cancel(),
-                    () = stop.cancelled() => {}
-                }
-            }
-        });
+        tasks.spawn(end_with_a_part(stop.clone(), failed.clone()));
         let state = ApiState::new(http::Api {
             store: store.clone(),
             ingest,
@@ -214,11 +228,7 @@ impl App {
             access: config.access.clone(),
             known: Known::default(),
             sealing: sealing_keys,
-            subscription_bounds: SubscriptionBounds {
-                addresses: config.addresses.clone(),
-                http_timeout: config.http_timeout,
-                delivery_age_max: config.delivery_age_max,
-            },
+            subscription_bounds: kept::subscription_bounds(&config),
             catalogue,
             clock: clock.clone(),
             targets: Targets {
@@ -232,6 +242,7 @@ impl App {
             batch_limit: Limit { bytes_max: config.batch_body_max, setting: "BATCH_BODY_MAX" },
             batch_room: BatchRoom::default(),
             breaker: config.breaker,
+            cms: cms_link,
             payload_days: config.retention.payload.as_secs() / 86_400,
             accepts_events: config.role != Role::Worker,
         });
@@ -239,7 +250,7 @@ impl App {
         let grace = config.shutdown_grace;
         let accepting = async {
             http::server::serve(listener, http::router(state), stop.clone(), grace).await;
-            finish_batches(batching, moving).await;
+            finish_batches(batching, moving, telling).await;
         };
         match worker {
             None => accepting.await,
@@ -311,6 +322,7 @@ async fn start_worker(
         delivery_age_max: config.delivery_age_max,
         retention: config.retention,
         disable_after: config.disable_after,
+        cms_log_age_max: config.cms_log_age_max,
     };
     let client = ClientSettings {
         addresses: config.addresses.clone(),
@@ -318,7 +330,7 @@ async fn start_worker(
         retry_after_max: config.retry_after_max,
         idle_per_host_max: config.lane_in_flight_max,
     };
-    let (clock, keys) = (clock.clone(), config.signing_keys.clone());
+    let (clock, keys, cms) = (clock.clone(), config.signing_keys.clone(), config.cms.clone());
     let failed = failed.clone();
     // Connections belong to the runtime that opened them, so the store is made there too.
     let started = runtime
@@ -326,8 +338,11 @@ async fn start_worker(
         .spawn(async move {
             let client = Client::new(client, &system_resolver())?;
             let stores = Stores {
-                recorder: Store::connect_lazy(options.clone(), 1),
-                others: Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
+                recorder: telling(Store::connect_lazy(options.clone(), 1), cms.as_deref()),
+                others: telling(
+                    Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
+                    cms.as_deref(),
+                ),
             };
             let started = Worker::start(stores, clock, desk, client, keys, settings, &failed).await;
             anyhow::Ok(started?)
@@ -405,6 +420,39 @@ async fn sample_clock(store: Store, clock: Clock, stop: CancellationToken) {
     }
 }
 
+/// A store whose statements have the CMS told of what ends, if it keeps the log.
+fn telling(store: Store, cms: Option<&CmsSettings>) -> Store {
+    match cms {
+        Some(settings) if settings.deliveries.is_some() => {
+            store.telling_cms_of(&settings.application)
+        }
+        _ => store,
+    }
+}
+
+/// Ends the service if a part of it has ended that must not.
+async fn end_with_a_part(stop: CancellationToken, failed: CancellationToken) {
+    tokio::select! {
+        () = failed.cancelled() => stop.cancel(),
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Starts what is done for the CMS.
+fn tell(
+    cms: Box<Cms>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    failed: &CancellationToken,
+) -> JoinHandle<()> {
+    let until = stop.clone();
+    let work = async move {
+        cms.run(until).await;
+        cms.store.close().await;
+    };
+    tasks.spawn(watched("cms", work, stop, failed))
+}
+
 /// Keeps the metrics from growing.
 async fn fold_metrics(stop: CancellationToken) {
     loop {
@@ -415,8 +463,13 @@ async fn fold_metrics(stop: CancellationToken) {
     }
 }
 
-/// Waits until all that was submitted is answered, and what is being moved is moved.
-async fn finish_batches(batching: JoinHandle<()>, moving: Option<JoinHandle<()>>) {
+/// Waits until all that was submitted is answered, and what is being moved is moved. What is told to
+/// the CMS has ended by then, or is told again.
+async fn finish_batches(
+    batching: JoinHandle<()>,
+    moving: Option<JoinHandle<()>>,
+    telling: Option<JoinHandle<()>>,
+) {
     let give_up_at = tokio::time::Instant::now() + INGEST_END_TIMEOUT;
     if tokio::time::timeout_at(give_up_at, batching).await.is_err() {
         tracing::warn!("a batch could not be committed in time; its callers were not answered");
@@ -425,5 +478,10 @@ async fn finish_batches(batching: JoinHandle<()>, moving: Option<JoinHandle<()>>
         && tokio::time::timeout_at(give_up_at, moving).await.is_err()
     {
         tracing::warn!("what is being moved from SQL could not be committed in time");
+    }
+    if let Some(telling) = telling
+        && tokio::time::timeout_at(give_up_at, telling).await.is_err()
+    {
+        tracing::warn!("what is being told to the CMS could not be finished in time");
     }
 }

@@ -8,7 +8,8 @@
 //! - [`delivery`] is the one HTTP exchange; [`domain`] decides what follows from it;
 //! - [`store`] records it. All SQL is there.
 //!
-//! [`app`] joins these, [`commands`] are the command line beside it, [`bridge`] carries MCP between
+//! [`cms`] tells a content management system of results, and asks it for subscriptions. [`app`] joins
+//! these, [`commands`] are the command line beside it, [`bridge`] carries MCP between
 //! stdio and an instance, [`config`] reads the settings, [`sealing`] has the keys of stored secrets, and [`embedded_postgres`] is the database of the local
 //! default. `docs/architecture.md` says more, and which part may use which.
 
@@ -27,10 +28,13 @@ pub mod http;
 pub mod app;
 pub mod bridge;
 pub mod clock;
+pub mod cms;
 pub mod commands;
 pub mod config;
 pub mod embedded_postgres;
+pub mod peer;
 pub mod probe;
 pub mod sealing;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

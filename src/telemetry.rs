@@ -11,7 +11,10 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 
 use crate::{
     domain::{DeliveryState, ErrorClass},
-    store::queue::{Next, Recorded},
+    store::{
+        cms_log::Standing,
+        queue::{Next, Recorded},
+    },
 };
 
 const BATCH_EVENTS: &str = "dispatcher_ingest_batch_events";
@@ -29,7 +32,15 @@ const IN_FLIGHT: &str = "dispatcher_requests_in_flight";
 const HELD: &str = "dispatcher_deliveries_held";
 const OUTBOX_MOVED: &str = "dispatcher_outbox_moved_total";
 const OUTBOX_REFUSED: &str = "dispatcher_outbox_refused_total";
+const CMS_LOG_ROWS: &str = "dispatcher_cms_log_rows";
+const CMS_LOG_WAITS: &str = "dispatcher_cms_log_oldest_seconds";
+const CMS_LOG_AGAIN: &str = "dispatcher_cms_log_again";
+const CMS_LOG_DOCUMENTS: &str = "dispatcher_cms_log_documents_total";
+const CMS_LOG_FAILURES: &str = "dispatcher_cms_log_failures_total";
+const CMS_LOG_DROPPED: &str = "dispatcher_cms_log_dropped_total";
 const OUTBOX_WAITS: &str = "dispatcher_outbox_oldest_seconds";
+const CMS_LOOKS: &str = "dispatcher_cms_looks_total";
+const CMS_REFUSED: &str = "dispatcher_cms_documents_refused";
 
 /// Upper bounds of the buckets of durations, in seconds.
 const SECONDS: &[f64] =
@@ -99,7 +110,19 @@ struct Metrics {
     outbox_moved: Counter,
     outbox_refused: Counter,
     outbox_waits: Gauge,
+    cms_log_rows: Gauge,
+    cms_log_waits: Gauge,
+    cms_log_again: Gauge,
+    cms_log_created: Counter,
+    cms_log_updated: Counter,
+    /// By class, in the order of [`CMS_FAILURES`].
+    cms_log_failed: [Counter; CMS_FAILURES.len()],
+    cms_log_too_old: Counter,
+    cms_log_gone: Counter,
 }
+
+/// How telling the CMS fails: an event's document is refused, or a request fails.
+const CMS_FAILURES: [&str; 5] = ["refused", "status", "unreachable", "unclear", "nonsense"];
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     LazyLock::force(&PROMETHEUS);
@@ -121,7 +144,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe_gauge!(HELD, "Deliveries that this process holds in memory");
     describe_counter!(OUTBOX_MOVED, "Events from SQL that were moved to all others");
     describe_counter!(OUTBOX_REFUSED, "Events from SQL that were put aside");
+    describe_counter!(CMS_LOOKS, "Looks at all subscriptions of the CMS, by what came of them");
+    describe_gauge!(CMS_REFUSED, "Documents that the last look of this process refused");
     describe_gauge!(OUTBOX_WAITS, "Age of the oldest event from SQL that was seen waiting");
+    describe_cms_log();
     Metrics {
         batch_events: histogram!(BATCH_EVENTS),
         batch_seconds: histogram!(BATCH_SECONDS),
@@ -145,8 +171,25 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         outbox_moved: counter!(OUTBOX_MOVED),
         outbox_refused: counter!(OUTBOX_REFUSED),
         outbox_waits: gauge!(OUTBOX_WAITS),
+        cms_log_rows: gauge!(CMS_LOG_ROWS),
+        cms_log_waits: gauge!(CMS_LOG_WAITS),
+        cms_log_again: gauge!(CMS_LOG_AGAIN),
+        cms_log_created: counter!(CMS_LOG_DOCUMENTS, "result" => "created"),
+        cms_log_updated: counter!(CMS_LOG_DOCUMENTS, "result" => "updated"),
+        cms_log_failed: CMS_FAILURES.map(|class| counter!(CMS_LOG_FAILURES, "class" => class)),
+        cms_log_too_old: counter!(CMS_LOG_DROPPED, "because" => "age"),
+        cms_log_gone: counter!(CMS_LOG_DROPPED, "because" => "gone"),
     }
 });
+
+fn describe_cms_log() {
+    describe_gauge!(CMS_LOG_ROWS, "Results that the CMS is to be told of, at most");
+    describe_gauge!(CMS_LOG_WAITS, "Age of the oldest result that the CMS is to be told of");
+    describe_gauge!(CMS_LOG_AGAIN, "Events that the CMS is told of again later");
+    describe_counter!(CMS_LOG_DOCUMENTS, "Documents written to the CMS: created or updated");
+    describe_counter!(CMS_LOG_FAILURES, "What the CMS did not do, by class");
+    describe_counter!(CMS_LOG_DROPPED, "What the CMS is not told of any more: its age, or gone");
+}
 
 /// How often [`fold_metrics`] must be called.
 pub const FOLD_INTERVAL: Duration = Duration::from_secs(5);
@@ -197,6 +240,16 @@ pub fn routed_again(count: u64) {
     METRICS.routed_again.increment(count);
 }
 
+/// All subscriptions of the CMS were looked at, or why not: a closed set of names.
+pub fn cms_looked(outcome: &'static str) {
+    counter!(CMS_LOOKS, "outcome" => outcome).increment(1);
+}
+
+/// So many documents were refused.
+pub fn cms_refused(documents: usize) {
+    gauge!(CMS_REFUSED).set(f64::from(u32::try_from(documents).unwrap_or(u32::MAX)));
+}
+
 /// An exchange ended.
 pub fn attempted(class: Option<ErrorClass>, took: Duration) {
     match class {
@@ -244,6 +297,35 @@ pub fn outbox_refused() {
 /// How long the oldest event from SQL waits, as of the last look.
 pub fn outbox_waits(seconds: f64) {
     METRICS.outbox_waits.set(seconds);
+}
+
+/// What waits to be told to the CMS, as of the last look.
+pub fn cms_log_waits(standing: Standing) {
+    METRICS.cms_log_rows.set(u32::try_from(standing.rows).unwrap_or(u32::MAX));
+    METRICS.cms_log_waits.set(standing.oldest_seconds);
+    METRICS.cms_log_again.set(u32::try_from(standing.again).unwrap_or(u32::MAX));
+}
+
+/// A document was written to the CMS.
+pub fn cms_log_told(is_new: bool) {
+    if is_new { &METRICS.cms_log_created } else { &METRICS.cms_log_updated }.increment(1);
+}
+
+/// The CMS did not do what it was asked for; `class` is one of its errors', or `refused`.
+pub fn cms_log_failed(class: &str) {
+    if let Some(index) = CMS_FAILURES.iter().position(|known| *known == class) {
+        METRICS.cms_log_failed[index].increment(1);
+    }
+}
+
+/// What the CMS was to be told of has waited for too long.
+pub fn cms_log_too_old(count: u64) {
+    METRICS.cms_log_too_old.increment(count);
+}
+
+/// What the CMS was to be told of is gone.
+pub fn cms_log_gone(count: usize) {
+    METRICS.cms_log_gone.increment(count as u64);
 }
 
 /// Raises the limit of open files as far as it goes: every request under way is a socket, and the

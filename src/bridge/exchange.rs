@@ -1,24 +1,19 @@
 //! One message to an instance, and what it answers.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Request, Response, StatusCode, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
-use rustls_platform_verifier::BuilderVerifierExt;
+use http_body_util::Full;
+use hyper::{Request, StatusCode, header};
 use serde_json::Value;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_util::either::Either;
-use url::{Host, Url};
+use url::Url;
 
-use crate::config::Instance;
+use crate::{
+    config::Instance,
+    peer::{Peer, PeerError},
+};
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may take: a dispatch waits for its results.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How many bytes an answer may have: twice what a tool answers, which is there as text as well.
@@ -30,7 +25,7 @@ const VERSION_MEMBER: &str = "io.modelcontextprotocol/protocolVersion";
 pub struct Endpoint {
     url: Url,
     key: Option<header::HeaderValue>,
-    tls: Option<TlsConnector>,
+    peer: Peer,
 }
 
 /// What the protocol repeats of a message in headers.
@@ -60,13 +55,11 @@ impl Endpoint {
     /// `/mcp` of an instance.
     pub fn new(instance: &Instance) -> anyhow::Result<Self> {
         let mut url = instance.url.clone();
-        let tls = match url.scheme() {
-            "http" => None,
-            "https" => Some(trusting_the_machine()?),
-            other => {
-                bail!("WEBHOOK_DISPATCHER_URL must begin with http:// or https://, not {other}:")
-            }
-        };
+        ensure!(
+            matches!(url.scheme(), "http" | "https"),
+            "WEBHOOK_DISPATCHER_URL must begin with http:// or https://, not {}:",
+            url.scheme()
+        );
         let path = format!("{}/mcp", url.path().trim_end_matches('/').trim_end_matches("/mcp"));
         url.set_path(&path);
         url.set_query(None);
@@ -76,20 +69,25 @@ impl Endpoint {
             value.set_sensitive(true);
             anyhow::Ok(value)
         });
-        Ok(Self { url, key: key.transpose()?, tls })
+        Ok(Self { url, key: key.transpose()?, peer: Peer::new()? })
     }
 
     /// Posts a message, and tells what is answered: nothing to a notification.
     pub async fn post(&self, head: &Head, message: &Value) -> anyhow::Result<Vec<Value>> {
-        let exchange = async {
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
-            let stream = stream.context("connecting takes too long").and_then(|stream| stream);
-            let stream = stream.with_context(|| format!("no instance answers at {}", self.url))?;
-            self.exchange(stream, head, message).await
-        };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
-        let (status, is_stream, body) =
-            answer.context("the instance does not answer in time")??;
+        let asked = self.peer.ask(self.request(head, message)?, ANSWER_BYTES_MAX);
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
+        let answer = answer.context("the instance does not answer in time")?;
+        let answer = answer.map_err(|error| match error {
+            PeerError::Connect(_) => {
+                anyhow::Error::new(error).context(format!("no instance answers at {}", self.url))
+            }
+            _ => error.into(),
+        });
+        let (parts, body) = answer?.into_parts();
+        let status = parts.status;
+        let content_type = parts.headers.get(header::CONTENT_TYPE);
+        let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is_stream = content_type.starts_with("text/event-stream");
         let answers = messages(&body, is_stream);
         if let Some(answers) = answers.filter(|_| status != StatusCode::UNAUTHORIZED) {
             return Ok(answers);
@@ -109,52 +107,8 @@ impl Endpoint {
         bail!("{} answered {status}: {detail}{hint}", self.url)
     }
 
-    async fn connect(&self) -> anyhow::Result<Either<TcpStream, impl Stream>> {
-        let port = self.url.port_or_known_default().context("it has no port")?;
-        let host = self.url.host().context("it has no host")?;
-        let stream = match &host {
-            Host::Domain(name) => TcpStream::connect((*name, port)).await?,
-            Host::Ipv4(ip) => TcpStream::connect((*ip, port)).await?,
-            Host::Ipv6(ip) => TcpStream::connect((*ip, port)).await?,
-        };
-        stream.set_nodelay(true)?;
-        let Some(tls) = &self.tls else { return Ok(Either::Left(stream)) };
-        let name = match host {
-            Host::Domain(name) => ServerName::try_from(name.to_owned())?,
-            Host::Ipv4(ip) => ServerName::from(std::net::IpAddr::from(ip)),
-            Host::Ipv6(ip) => ServerName::from(std::net::IpAddr::from(ip)),
-        };
-        Ok(Either::Right(tls.connect(name, stream).await?))
-    }
-
-    /// The status, whether it is a stream of events, and the body.
-    async fn exchange(
-        &self,
-        stream: impl Stream,
-        head: &Head,
-        message: &Value,
-    ) -> anyhow::Result<(StatusCode, bool, Bytes)> {
-        let request = self.request(head, message)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let exchange = async move {
-            let response: Response<_> = sender.send_request(request).await?;
-            let (parts, body) = response.into_parts();
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-            let content_type = parts.headers.get(header::CONTENT_TYPE);
-            let content_type =
-                content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-            Ok((parts.status, content_type.starts_with("text/event-stream"), body))
-        };
-        // It ends once the sender is gone, which the exchange takes with it.
-        let (answer, _) = tokio::join!(exchange, connection);
-        answer
-    }
-
     fn request(&self, head: &Head, message: &Value) -> anyhow::Result<Request<Full<Bytes>>> {
-        let authority = &self.url[url::Position::BeforeHost..url::Position::AfterPort];
-        let mut request = Request::post(self.url.path())
-            .header(header::HOST, authority)
+        let mut request = Request::post(self.url.as_str())
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json, text/event-stream");
         if let Some(key) = &self.key {
@@ -171,22 +125,6 @@ impl Endpoint {
         }
         Ok(request.body(Full::new(Bytes::from(message.to_string())))?)
     }
-}
-
-/// What bytes of HTTP go over.
-trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
-
-impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for T {}
-
-/// TLS that trusts what the machine trusts.
-fn trusting_the_machine() -> anyhow::Result<TlsConnector> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_platform_verifier()?
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// The messages of an answer; `None` if it is none of the protocol's.
@@ -252,7 +190,7 @@ mod tests {
         let message = json!({"method": "tools/call", "params": {"name": "webhook.event"}});
         let request = endpoint.request(&Head::of(&message, None), &message).unwrap();
         let header = |name: &str| request.headers()[name].to_str().unwrap();
-        assert_eq!(header("host"), "127.0.0.1:8000");
+        assert_eq!(request.uri(), "http://127.0.0.1:8000/mcp");
         assert_eq!(header("authorization"), "Bearer whd_x");
         assert_eq!((header("mcp-method"), header("mcp-name")), ("tools/call", "webhook.event"));
     }

@@ -18,6 +18,7 @@ use super::{
     signing,
 };
 use crate::{
+    cms::CmsSettings,
     domain::{
         RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, pacing::Breaker,
         retry::RetryPolicyError, sealing::SealingKeys, signature::SigningKeys,
@@ -116,6 +117,10 @@ pub struct Config {
     pub batch_body_max: usize,
     /// Bytes of an answer's body.
     pub response_body_max: usize,
+    /// The CMS that keeps subscriptions or the log.
+    pub cms: Option<Box<CmsSettings>>,
+    /// How old what waits to be told to it may become.
+    pub cms_log_age_max: Duration,
     /// How long requests under way may finish at the end.
     pub shutdown_grace: Duration,
     /// What is allowed, and hardly meant: to be logged once at start. No secret stands in it.
@@ -199,7 +204,7 @@ pub(super) fn bad(variable: &'static str, reason: impl fmt::Display) -> ConfigEr
 }
 
 /// Platforms and compose files like to set a variable to nothing.
-fn set(text: Option<&str>) -> Option<&str> {
+pub(super) fn set(text: Option<&str>) -> Option<&str> {
     text.map(str::trim).filter(|text| !text.is_empty())
 }
 
@@ -223,6 +228,7 @@ impl Settings {
             return Err(ConfigError::RetryAfter);
         }
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
+        let retention = self.retention(delivery_age_max)?;
         let (signing_keys, suspicious_keys) = self.signing_keys()?;
         Ok(Config {
             database: self.database()?,
@@ -244,7 +250,7 @@ impl Settings {
             in_flight_max,
             lane_in_flight_max,
             breaker: self.breaker()?,
-            retention: self.retention(delivery_age_max)?,
+            retention,
             request_body_max: within(
                 "REQUEST_BODY_MAX",
                 self.request_body_max,
@@ -256,6 +262,8 @@ impl Settings {
                 self.response_body_max,
                 &RESPONSE_BODY_BYTES,
             )?,
+            cms: self.cms()?.map(Box::new),
+            cms_log_age_max: self.cms_log_age_max(retention.history)?,
             shutdown_grace: self.shutdown_grace.duration(),
             warnings: self.warnings(&suspicious_keys),
         })
@@ -483,7 +491,7 @@ fn within(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -495,7 +503,7 @@ mod tests {
         settings: Settings,
     }
 
-    fn check(flags: &[&str]) -> Result<Config, ConfigError> {
+    pub(in crate::config) fn check(flags: &[&str]) -> Result<Config, ConfigError> {
         let flags = ["test", "--data-dir=/nowhere", "--database-url=", "--encryption-key="]
             .iter()
             .chain(flags);

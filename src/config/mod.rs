@@ -2,6 +2,7 @@
 //! reads the environment.
 
 mod check;
+mod cms;
 mod encryption;
 mod instance;
 mod settings;

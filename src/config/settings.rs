@@ -127,6 +127,35 @@ pub struct Settings {
     /// How long requests under way may finish after SIGTERM, in seconds.
     #[arg(long, env = "SHUTDOWN_GRACE", default_value = "8")]
     pub shutdown_grace: Seconds,
+    /// Where Payload CMS is, if it keeps subscriptions or the log: `https://cms.example.com`, or with a
+    /// path where its API is not under `/api`.
+    #[arg(long, env = "PAYLOAD_URL")]
+    pub payload_url: Option<String>,
+    /// Key to call it with. Needs PAYLOAD_URL.
+    #[arg(long, env = "PAYLOAD_API_KEY", hide_env_values = true)]
+    pub payload_api_key: Option<Hidden>,
+    /// The collection that the key's user is in.
+    #[arg(long, env = "PAYLOAD_USERS", default_value = "users")]
+    pub payload_users: String,
+    /// The collection that subscriptions are kept in; empty: none are taken from there.
+    #[arg(long, env = "PAYLOAD_SUBSCRIPTIONS", default_value = "webhookSubscriptions")]
+    pub payload_subscriptions: String,
+    /// The collection that results are told to; empty: none are told.
+    #[arg(long, env = "PAYLOAD_DELIVERIES", default_value = "webhookDeliveries")]
+    pub payload_deliveries: String,
+    /// The application that both belong to: `default`, or its id or uid.
+    #[arg(long, env = "PAYLOAD_APPLICATION", default_value = "default")]
+    pub payload_application: String,
+    /// The time between two looks for changed subscriptions, in seconds (1 to 3600).
+    #[arg(long, env = "PAYLOAD_POLL_INTERVAL", default_value = "30")]
+    pub payload_poll_interval: Seconds,
+    /// Deadline over one request to Payload, in seconds (0.1 to 60).
+    #[arg(long, env = "PAYLOAD_TIMEOUT", default_value = "10")]
+    pub payload_timeout: Seconds,
+    /// Days for which results wait for a Payload that is down; older ones are dropped from the queue,
+    /// and stay in the log here.
+    #[arg(long, env = "PAYLOAD_LOG_AGE_MAX", default_value = "7")]
+    pub payload_log_age_max: Days,
     /// What is logged: directives such as `info` or `webhook_dispatcher=debug`.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     pub log: String,

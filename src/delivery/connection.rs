@@ -21,15 +21,14 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use rustls::{ClientConfig, pki_types::ServerName};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 use tower::ServiceExt;
 
 use super::resolver::VettingResolver;
-use crate::domain::ErrorClass;
+use crate::{domain::ErrorClass, tls};
 
 /// How many header lines an answer may have.
 const RESPONSE_HEADERS_MAX: usize = 100;
@@ -75,11 +74,7 @@ impl Connector {
 
     /// Opens connections over TLS, trusting what the machine trusts.
     pub fn encrypted(resolver: VettingResolver) -> Result<Self, rustls::Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_platform_verifier()?
-            .with_no_client_auth();
+        let mut config = tls::trusting_the_machine()?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let Self { mut tcp, .. } = Self::plain(resolver);
         tcp.enforce_http(false);

@@ -80,7 +80,7 @@ pub async fn create(
     let once = key
         .as_ref()
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
-    let signs = secrets::signing_key(&state, &secrets::new_secret());
+    let signs = secrets::signing_key(&state.clock, &state.sealing, &secrets::new_secret());
     let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);
     let new = NewApplication {
         id,

@@ -87,7 +87,7 @@ impl Known {
     }
 
     /// The application that a text names, by its id or by its uid.
-    async fn application(&self, store: &Store, text: &str) -> Result<ApplicationId, ApiError> {
+    pub async fn application(&self, store: &Store, text: &str) -> Result<ApplicationId, ApiError> {
         if let Some(id) = self.applications.get(text) {
             return Ok(id);
         }

@@ -28,7 +28,10 @@ use crate::{
         ApplicationId, DeliveryState, ErrorClass, EventId, EventStatus, KeyName, Permission,
         ids::DEFAULT_APPLICATION,
     },
-    store::{applications::ApplicationName, dispatches::TargetResult},
+    store::{
+        applications::ApplicationName,
+        dispatches::{DELIVERED, FAILED, PENDING, TargetResult},
+    },
     telemetry,
 };
 
@@ -201,10 +204,6 @@ pub async fn show(
     Ok(Json(DispatchStatusBody { dispatch_id: id, status, results }))
 }
 
-const PENDING: &str = "pending";
-const DELIVERED: &str = "delivered";
-const FAILED: &str = "failed";
-
 /// Refuses keys that this application does not have, before anything is stored.
 async fn are_known(
     state: &ApiState,
@@ -271,17 +270,10 @@ async fn read(
 
 impl From<TargetResult> for ResultBody {
     fn from(row: TargetResult) -> Self {
-        let status = match row.state() {
-            DeliveryState::Pending | DeliveryState::InFlight | DeliveryState::Parked => PENDING,
-            DeliveryState::Delivered => DELIVERED,
-            DeliveryState::Dead | DeliveryState::Cancelled => FAILED,
-        };
-        // Why it ended, which need not be how its last attempt failed.
-        let class = row.reason.clone().or_else(|| row.error_class.clone());
-        let error = class.filter(|_| status != DELIVERED).map(|class| {
-            let of_attempt = row.error_message.filter(|_| row.error_class.as_ref() == Some(&class));
-            let message = of_attempt.unwrap_or_else(|| without_attempt(&class).to_owned());
-            ResultErrorBody { class, message }
+        let status = row.status();
+        let error = row.error().map(|(class, message)| ResultErrorBody {
+            class: class.to_owned(),
+            message: message.to_owned(),
         });
         Self {
             url: row.url,
@@ -297,17 +289,5 @@ impl ResultBody {
     /// Of a target of which nothing could be read.
     fn unknown(url: String) -> Self {
         Self { url, status: PENDING, code: None, duration_ms: None, error: None }
-    }
-}
-
-/// What is said where no attempt says it.
-fn without_attempt(class: &str) -> &'static str {
-    match ErrorClass::from_name(class) {
-        Some(ErrorClass::Interrupted) => "the service was stopped too often while it was sent",
-        Some(ErrorClass::Expired) => {
-            "it became older than DELIVERY_AGE_MAX before it could be sent"
-        }
-        Some(ErrorClass::Cancelled) => "it was cancelled, or its subscription was deleted",
-        _ => "it could not be sent; the service's log says why",
     }
 }

@@ -7,6 +7,7 @@ mod batch;
 mod body;
 mod caller;
 mod catalogue;
+mod cms_changes;
 mod deliveries;
 mod diagnosis;
 mod dispatch;
@@ -52,10 +53,14 @@ use crate::{
 pub use access::{Access, AdminKey};
 pub use body::{BatchRoom, Limit};
 pub use caller::Known;
+pub use cms_changes::{CmsChange, CmsLink, ToSee};
 pub use dispatch::{DispatchBounds, DispatchesUnderWay};
 pub use problem::ApiError;
 pub use submission::Targets;
-pub use subscriptions::Bounds as SubscriptionBounds;
+pub use subscriptions::{
+    Bounds as SubscriptionBounds,
+    managed::{DocumentChecks, DocumentFault, Made, Remade},
+};
 
 /// The header that names a request in logs and support cases.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -94,6 +99,8 @@ pub struct Api {
     pub dispatches: DispatchesUnderWay,
     /// The keys that a dispatch can name.
     pub signing_keys: NamedKeys,
+    /// The CMS that keeps subscriptions, if there is one.
+    pub cms: Option<CmsLink>,
     /// How many bytes the body of a request may have, and an event of a batch.
     pub body_limit: Limit,
     /// How many bytes the body of a batch may have.

@@ -123,6 +123,17 @@ pub enum ApiError {
     /// What there is does not allow it.
     #[error("{0}")]
     Conflict(&'static str),
+    /// What is to be changed is a document of the CMS.
+    #[error(
+        "this subscription is kept in Payload: change the document `{document_id}` of the collection \
+         `{collection}` there"
+    )]
+    KeptInCms {
+        /// The document's id.
+        document_id: String,
+        /// The collection that it is in.
+        collection: String,
+    },
     /// There are as many as there may be.
     #[error("there are {count_max} {what} already, and there may be no more")]
     Full {
@@ -252,6 +263,9 @@ impl ApiError {
             }
             Self::Conflict(_) | Self::Full { .. } => {
                 (StatusCode::CONFLICT, "/problems/conflict", "Conflict")
+            }
+            Self::KeptInCms { .. } => {
+                (StatusCode::CONFLICT, "/problems/kept-in-payload", "Kept in Payload")
             }
             Self::KeyReused => {
                 (StatusCode::CONFLICT, "/problems/idempotency-key-reused", "Idempotency key reused")

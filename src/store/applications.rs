@@ -6,8 +6,9 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
+    changing::insert_key,
     idempotency::{Reservation, Standing, stand},
-    subscription_changes::{NewSigningKey, insert_key},
+    subscription_changes::NewSigningKey,
 };
 use crate::domain::{ApplicationId, Uid};
 

@@ -1,4 +1,5 @@
-//! Subscriptions that want somebody's attention: disabled by the service, failing, or behind.
+//! Subscriptions that want somebody's attention: disabled by the service, failing, behind, or
+//! documents of the CMS that are refused.
 
 use std::time::Duration;
 
@@ -40,6 +41,10 @@ pub struct Attention {
     pub last_message: Option<String>,
     /// Since when the oldest delivery is due that waits.
     pub behind_since: Option<DateTime<Utc>>,
+    /// Since when its document in the CMS is refused.
+    pub refused_at: Option<DateTime<Utc>>,
+    /// Why.
+    pub refused_because: Option<String>,
 }
 
 impl Attention {
@@ -127,7 +132,8 @@ const ATTENTION: &str = "
            case when disabled.is_so then r.disabled_at end as disabled_at,
            case when disabled.is_so then r.disabled_because end as disabled_because,
            failing.since as failing_since, failing.failures, failing.last_error,
-           failing.last_message, behind.due_at as behind_since
+           failing.last_message, behind.due_at as behind_since, document.refused_at,
+           document.refused_because
     from unnest($1::uuid[]) with ordinality as looked_at(id, place)
     join subscription s on s.subscription_id = looked_at.id
     join subscription_revision r using (subscription_id, revision)
@@ -150,5 +156,10 @@ const ATTENTION: &str = "
         where q.lane_id = looked_at.id and q.owner is null and q.due_at < now() - $5
         order by q.lane_id, q.due_at limit 1
     ) as behind on r.is_active
+    left join lateral (
+        select refused_at, refused_because from cms_document d
+        where d.subscription_id = looked_at.id and d.refused_at is not null
+    ) as document on true
     where disabled.is_so or failing.since is not null or behind.due_at is not null
+       or document.refused_at is not null
     order by looked_at.place limit $6";

@@ -3,7 +3,14 @@
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded, deliveries::Ranges};
-use crate::domain::{ApplicationId, DeliveryState, EventId};
+use crate::domain::{ApplicationId, DeliveryState, ErrorClass, EventId};
+
+/// What became of an event at a target, in one word.
+pub const PENDING: &str = "pending";
+/// As [`PENDING`].
+pub const DELIVERED: &str = "delivered";
+/// As [`PENDING`].
+pub const FAILED: &str = "failed";
 
 /// What became of an event at one target.
 #[derive(Debug, sqlx::FromRow)]
@@ -28,6 +35,37 @@ impl TargetResult {
     pub fn state(&self) -> DeliveryState {
         // The names are held by constraints, or stand in the query.
         DeliveryState::from_name(&self.state).unwrap_or(DeliveryState::Pending)
+    }
+
+    /// The same in one word: [`PENDING`], [`DELIVERED`] or [`FAILED`].
+    pub fn status(&self) -> &'static str {
+        match self.state() {
+            DeliveryState::Pending | DeliveryState::InFlight | DeliveryState::Parked => PENDING,
+            DeliveryState::Delivered => DELIVERED,
+            DeliveryState::Dead | DeliveryState::Cancelled => FAILED,
+        }
+    }
+
+    /// Why it is not delivered: an error class, and what there is to say of it.
+    pub fn error(&self) -> Option<(&str, &str)> {
+        // Why it ended, which need not be how its last attempt failed.
+        let class = self.reason.as_deref().or(self.error_class.as_deref());
+        let class = class.filter(|_| self.status() != DELIVERED)?;
+        let is_of_attempt = self.error_class.as_deref() == Some(class);
+        let message = self.error_message.as_deref().filter(|_| is_of_attempt);
+        Some((class, message.unwrap_or_else(|| without_attempt(class))))
+    }
+}
+
+/// What is said where no attempt says it.
+fn without_attempt(class: &str) -> &'static str {
+    match ErrorClass::from_name(class) {
+        Some(ErrorClass::Interrupted) => "the service was stopped too often while it was sent",
+        Some(ErrorClass::Expired) => {
+            "it became older than DELIVERY_AGE_MAX before it could be sent"
+        }
+        Some(ErrorClass::Cancelled) => "it was cancelled, or its subscription was deleted",
+        _ => "it could not be sent; the service's log says why",
     }
 }
 

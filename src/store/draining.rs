@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    ending::{from_parked, from_queue, taken_end},
+    ending::{from_parked, from_queue, taken_end, told_to_cms},
 };
 use crate::domain::SubscriptionId;
 
@@ -31,7 +31,7 @@ impl Store {
         subscription: SubscriptionId,
         rows_max: i64,
     ) -> Result<i64, StoreError> {
-        self.portion_of(CANCEL_WAITING, subscription, rows_max).await
+        self.ended_portion_of(CANCEL_WAITING, subscription, rows_max).await
     }
 
     /// Ends up to `rows_max` deliveries that are parked for a subscription as `cancelled`, whether or
@@ -41,7 +41,7 @@ impl Store {
         subscription: SubscriptionId,
         rows_max: i64,
     ) -> Result<i64, StoreError> {
-        self.portion_of(CANCEL_PARKED, subscription, rows_max).await
+        self.ended_portion_of(CANCEL_PARKED, subscription, rows_max).await
     }
 
     /// Moves up to `rows_max` deliveries of a subscription by a statement of these two parameters, which
@@ -56,6 +56,24 @@ impl Store {
             Ok(sqlx::query_scalar(statement)
                 .bind(subscription.uuid())
                 .bind(rows_max)
+                .fetch_one(&self.pool)
+                .await?)
+        })
+        .await
+    }
+
+    /// The same by a statement that ends them, whose third parameter says of whom the CMS is told.
+    async fn ended_portion_of(
+        &self,
+        statement: &'static str,
+        subscription: SubscriptionId,
+        rows_max: i64,
+    ) -> Result<i64, StoreError> {
+        bounded(async {
+            Ok(sqlx::query_scalar(statement)
+                .bind(subscription.uuid())
+                .bind(rows_max)
+                .bind(self.cms())
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -135,7 +153,7 @@ const CANCEL_WAITING: &str = concat!(
     ),
     taken as (select * from left_queue union all select * from left_parked),
     ",
-    taken_end!("cancelled", "cancelled"),
+    taken_end!("cancelled", "cancelled", "$3"),
     " select count(*) from taken"
 );
 
@@ -153,6 +171,6 @@ const CANCEL_PARKED: &str = concat!(
     "
     ),
     ",
-    taken_end!("cancelled", "cancelled"),
+    taken_end!("cancelled", "cancelled", "$3"),
     " select count(*) from taken"
 );

@@ -20,10 +20,10 @@ macro_rules! from_parked {
     };
 }
 
-/// Ends what was `taken` in this state and for this reason. What had ended before, and was sent again,
-/// is what it was.
+/// Ends what was `taken` in this state and for this reason, and has the CMS told. What had ended before,
+/// and was sent again, is what it was.
 macro_rules! taken_end {
-    ($state:literal, $reason:literal) => {
+    ($state:literal, $reason:literal, $cms:literal) => {
         concat!(
             "ended as (
                 insert into delivery (delivery_id, event_id, application_id, lane_id,
@@ -42,7 +42,9 @@ macro_rules! taken_end {
             "', attempt_count, created_at
                 from taken where coalesce(run, 'retry') = 'retry'
                 returning *
-            )"
+            ),
+            ",
+            told_to_cms!("select application_id, event_id from ended", $cms)
         )
     };
 }
@@ -73,13 +75,31 @@ macro_rules! told {
 
 /// Ends what was `taken` as dead for this reason, and tells of it.
 macro_rules! taken_die {
-    ($reason:literal) => {
+    ($reason:literal, $cms:literal) => {
         concat!(
-            taken_end!("dead", $reason),
+            taken_end!("dead", $reason, $cms),
             ", ",
             told!("death", "webhook.delivery.dead", "select * from ended")
         )
     };
 }
 
-pub(super) use {from_parked, from_queue, taken_die, taken_end, told};
+/// A part that has the CMS told of events, if they are of the application that the parameter `$cms`
+/// names. A null names none.
+macro_rules! told_to_cms {
+    ($rows:literal, $cms:literal) => {
+        concat!(
+            "for_cms as (
+                insert into cms_log_queue (application_id, event_id)
+                select distinct application_id, event_id from (",
+            $rows,
+            ") as over
+                where application_id = (select cms_application(",
+            $cms,
+            "::text))
+            )"
+        )
+    };
+}
+
+pub(super) use {from_parked, from_queue, taken_die, taken_end, told, told_to_cms};

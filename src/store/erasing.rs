@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     StoreError,
     deliveries::Ranges,
-    ending::{from_parked, from_queue, taken_end, told},
+    ending::{from_parked, from_queue, taken_end, told, told_to_cms},
 };
 use crate::domain::EventId;
 
@@ -55,14 +55,22 @@ impl Erased {
     }
 }
 
+/// Whose events these are, and whether the CMS is told of what ends: the name of the application that it
+/// is told of.
+#[derive(Clone, Copy)]
+pub(super) struct Whose<'a> {
+    pub application: Uuid,
+    pub cms: Option<&'a str>,
+}
+
 /// Drops the payloads of events. What waits to be sent dies as `expired`, as it would have when it came
 /// to be sent.
 pub(super) async fn drop_payloads(
     connection: &mut PgConnection,
-    application: Uuid,
+    whose: Whose<'_>,
     events: &[EventId],
 ) -> Result<Erased, StoreError> {
-    end(connection, EXPIRE, application, &Ranges::of(events)).await
+    end(connection, EXPIRE, whose, &Ranges::of(events)).await
 }
 
 /// Takes away what events, and what was done for them, may say of somebody: payload, metadata, subject,
@@ -70,11 +78,11 @@ pub(super) async fn drop_payloads(
 /// were, when, of which type, where they went and what came of it stays.
 pub(super) async fn erase(
     connection: &mut PgConnection,
-    application: Uuid,
+    whose: Whose<'_>,
     events: &[EventId],
 ) -> Result<Erased, StoreError> {
     let ranges = Ranges::of(events);
-    let mut erased = end(connection, CANCEL, application, &ranges).await?;
+    let mut erased = end(connection, CANCEL, whose, &ranges).await?;
     let attempts = sqlx::query(BLANK_ATTEMPTS)
         .bind(&ranges.low)
         .bind(&ranges.high)
@@ -85,7 +93,7 @@ pub(super) async fn erase(
     // By its subject an event is found again, so that goes last.
     if erased.is_all() {
         erased.idempotency_keys = sqlx::query_scalar(BLANK_EVENTS)
-            .bind(application)
+            .bind(whose.application)
             .bind(&ranges.events)
             .fetch_one(&mut *connection)
             .await?;
@@ -97,15 +105,16 @@ pub(super) async fn erase(
 async fn end(
     connection: &mut PgConnection,
     statement: &'static str,
-    application: Uuid,
+    whose: Whose<'_>,
     ranges: &Ranges,
 ) -> Result<Erased, StoreError> {
     let (ended, in_flight): (i64, i64) = sqlx::query_as(statement)
-        .bind(application)
+        .bind(whose.application)
         .bind(&ranges.events)
         .bind(&ranges.low)
         .bind(&ranges.high)
         .bind(ROWS_MAX)
+        .bind(whose.cms)
         .fetch_one(&mut *connection)
         .await?;
     let payloads = delete_payloads(connection, ranges).await?;
@@ -191,11 +200,12 @@ macro_rules! counted {
     };
 }
 
-const CANCEL: &str = concat!(taken_of_events!(), taken_end!("cancelled", "cancelled"), counted!());
+const CANCEL: &str =
+    concat!(taken_of_events!(), taken_end!("cancelled", "cancelled", "$6"), counted!());
 
 const EXPIRE: &str = concat!(
     taken_of_events!(),
-    taken_end!("dead", "expired"),
+    taken_end!("dead", "expired", "$6"),
     ", ",
     told!("death", "webhook.delivery.dead", "select * from ended"),
     counted!()

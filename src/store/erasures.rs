@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    erasing::{Erased, by_key, erase},
+    erasing::{Erased, Whose, by_key, erase},
     idempotency::{Reservation, Standing, stand},
     jobs::{Jobs, above_all_at, one_at_a_time},
     queue::interval,
@@ -188,7 +188,7 @@ impl Store {
                 query.build_query_as().fetch_optional(&mut *transaction).await?;
             let Some(row) = due else { return Ok(None) };
             by_key(&mut transaction).await?;
-            let row = step(&mut transaction, &row).await?;
+            let row = step(&mut transaction, &row, self.cms()).await?;
             transaction.commit().await?;
             Ok(Some(row))
         })
@@ -196,7 +196,11 @@ impl Store {
     }
 }
 
-async fn step(connection: &mut PgConnection, row: &ErasureRow) -> Result<ErasureRow, StoreError> {
+async fn step(
+    connection: &mut PgConnection,
+    row: &ErasureRow,
+    cms: Option<&str>,
+) -> Result<ErasureRow, StoreError> {
     let unmoved = if row.event_cursor.is_nil() {
         // What is still on its way from SQL never becomes an event; what is being moved at this moment
         // is waited for, and found below.
@@ -215,7 +219,8 @@ async fn step(connection: &mut PgConnection, row: &ErasureRow) -> Result<Erasure
     let (mut erased, mut events) = (Erased::default(), unmoved.events);
     let mut cursor = row.event_cursor;
     if let Some(&last) = found.last() {
-        erased = erase(connection, row.application_id, &ids).await?;
+        let whose = Whose { application: row.application_id, cms };
+        erased = erase(connection, whose, &ids).await?;
         if erased.is_all() {
             cursor = last;
             events += i64::try_from(found.len()).unwrap_or(i64::MAX);

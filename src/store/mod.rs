@@ -7,7 +7,11 @@
 pub mod api_keys;
 pub mod applications;
 pub mod attention;
+mod changing;
 mod claim;
+pub mod cms_log;
+pub mod cms_looks;
+pub mod cms_subscriptions;
 pub mod deliveries;
 pub mod delivery_pages;
 pub mod diagnosing;
@@ -44,11 +48,11 @@ pub mod subscription_changes;
 pub mod subscriptions;
 pub mod targets;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{PgPool, postgres::PgConnectOptions};
 
-use self::pool::Pool;
+use self::{applications::ApplicationName, pool::Pool};
 
 /// Longer than any statement of ours takes on a healthy server; a connection that exceeds it is
 /// given up, since the network may have swallowed it.
@@ -58,6 +62,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
+    /// The id or the uid of the application whose results the CMS is told of.
+    cms: Option<Arc<str>>,
 }
 
 /// Why a statement did not do its work.
@@ -156,7 +162,22 @@ impl Store {
     /// A store over its own pool. Connects when first used.
     pub fn connect_lazy(options: PgConnectOptions, connections_max: u32) -> Self {
         let options = options.application_name("webhook-dispatcher");
-        Self { pool: Pool::connect_lazy(options, connections_max) }
+        Self { pool: Pool::connect_lazy(options, connections_max), cms: None }
+    }
+
+    /// The same store, which has the CMS told of what ends for this application.
+    #[must_use]
+    pub fn telling_cms_of(self, application: &ApplicationName) -> Self {
+        let name = match application {
+            ApplicationName::Id(id) => id.to_string(),
+            ApplicationName::Uid(uid) => uid.as_str().to_owned(),
+        };
+        Self { cms: Some(name.into()), ..self }
+    }
+
+    /// What the statements that end deliveries are told of the CMS.
+    fn cms(&self) -> Option<&str> {
+        self.cms.as_deref()
     }
 
     /// The pool, for the tests.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
-    ending::{from_parked, taken_die, taken_end, told},
+    ending::{from_parked, taken_die, taken_end, told, told_to_cms},
     queue::{Finished, interval},
 };
 use crate::domain::{ApplicationId, LaneId, SubscriptionId};
@@ -129,6 +129,7 @@ impl Store {
             Ok(sqlx::query_scalar(EXPIRE_PARKED)
                 .bind(interval(age_max))
                 .bind(rows_max)
+                .bind(self.cms())
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -252,6 +253,6 @@ const EXPIRE_PARKED: &str = concat!(
     "
     ),
     ",
-    taken_die!("expired"),
+    taken_die!("expired", "$3"),
     " select count(*) from taken"
 );

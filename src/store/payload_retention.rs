@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    erasing::{by_key, drop_payloads},
+    erasing::{Whose, by_key, drop_payloads},
     history::time_bound,
 };
 use crate::domain::{ApplicationId, EventId};
@@ -76,7 +76,8 @@ impl Store {
             .await?;
             let Some(&last) = found.last() else { return Ok(nothing) };
             let ids: Vec<_> = found.iter().copied().map(EventId::from_uuid).collect();
-            let done = drop_payloads(&mut transaction, application.uuid(), &ids).await?;
+            let whose = Whose { application: application.uuid(), cms: self.cms() };
+            let done = drop_payloads(&mut transaction, whose, &ids).await?;
             // What is being sent ends or comes back, and then finds that its payload is gone.
             let is_past = done.has_ended_all();
             if is_past {

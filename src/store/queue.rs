@@ -22,7 +22,7 @@ pub use super::claim::{
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
-    ending::{from_queue, taken_die, taken_end, told},
+    ending::{from_queue, taken_die, taken_end, told, told_to_cms},
 };
 use crate::domain::{ApplicationId, DeliveryId, EventId, LaneId, pacing::LaneQuota};
 
@@ -202,6 +202,7 @@ impl Store {
             Ok(sqlx::query_as(RELEASE_ORPHANS)
                 .bind(rows_max)
                 .bind(INTERRUPTIONS_MAX)
+                .bind(self.cms())
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -323,7 +324,7 @@ const RELEASE_ORPHANS: &str = concat!(
     "
     ),
     ",
-    taken_die!("interrupted"),
+    taken_die!("interrupted", "$3"),
     "
     select (select count(*) from released) as released, (select count(*) from taken) as buried"
 );

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
-    ending::told,
+    ending::{told, told_to_cms},
     queue::{AttemptRecord, Finished, Next, Recorded},
 };
 use crate::domain::{DeliveryState, ErrorClass, Run};
@@ -43,12 +43,18 @@ impl Store {
     }
 
     async fn record_scheduled(&self, finished: &[&Finished]) -> Result<usize, StoreError> {
-        let record = if finished.iter().any(|one| has_died(one)) { RECORD_DEATHS } else { RECORD };
+        let record = match (finished.iter().any(|one| has_died(one)), self.cms()) {
+            (false, None) => RECORD,
+            (true, None) => RECORD_DEATHS,
+            (false, Some(_)) => RECORD_FOR_CMS,
+            (true, Some(_)) => RECORD_DEATHS_FOR_CMS,
+        };
         bounded(async {
-            let counted: i64 = Columns::of(finished.iter().copied())
-                .bind(sqlx::query_scalar(record))
-                .fetch_one(&self.pool)
-                .await?;
+            let mut query = Columns::of(finished.iter().copied()).bind(sqlx::query_scalar(record));
+            if let Some(cms) = self.cms() {
+                query = query.bind(cms);
+            }
+            let counted: i64 = query.fetch_one(&self.pool).await?;
             Ok(usize::try_from(counted).unwrap_or_default())
         })
         .await
@@ -97,7 +103,7 @@ pub(super) use result_rows;
 // The rows that leave the queue are handed on by `returning` together with their results, since a
 // join of two CTEs, which have no statistics either, would be a nested loop over both.
 macro_rules! record {
-    ($($telling:expr)?) => {
+    ($($telling:expr),*) => {
         concat!(
     result_rows!(),
     ",
@@ -157,24 +163,41 @@ macro_rules! record {
                              error_message, is_late)
         select counted.*, false from counted where attempt_id is not null
     )",
-            $(",", $telling,)?
+            $(",", $telling,)*
             "
     select (select count(*) from ended) + (select count(*) from rescheduled)"
         )
     };
 }
 
+macro_rules! deaths {
+    () => {
+        told!(
+            "death",
+            "webhook.delivery.dead",
+            "select application_id, delivery_id, event_id, event_type, subscription_id, target_url,
+                    reason,
+                    attempt_count + case when attempt_id is null then 0 else 1 end as attempt_count,
+                    response_status::int as last_status, created_at
+             from ended where state = 'dead'"
+        )
+    };
+}
+
+macro_rules! ended_for_cms {
+    () => {
+        told_to_cms!("select application_id, event_id from ended", "$21")
+    };
+}
+
 const RECORD: &str = record!();
 
 /// The same of a batch in which some have died: whoever asked for it is told.
-const RECORD_DEATHS: &str = record!(told!(
-    "death",
-    "webhook.delivery.dead",
-    "select application_id, delivery_id, event_id, event_type, subscription_id, target_url, reason,
-            attempt_count + case when attempt_id is null then 0 else 1 end as attempt_count,
-            response_status::int as last_status, created_at
-     from ended where state = 'dead'"
-));
+const RECORD_DEATHS: &str = record!(deaths!());
+
+// The same where the CMS is told. Without one not a word of these statements is sent.
+const RECORD_FOR_CMS: &str = record!(ended_for_cms!());
+const RECORD_DEATHS_FOR_CMS: &str = record!(deaths!(), ended_for_cms!());
 
 // `result` is read once and not materialized: each copy of it is a copy of every answer's body.
 const KEEP_LATE: &str = concat!(

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
-    ending::{from_parked, from_queue, taken_end, told},
+    ending::{from_parked, from_queue, taken_end, told, told_to_cms},
     queue::{Finished, INTERRUPTIONS_MAX},
     record::{Columns, result_rows},
 };
@@ -108,6 +108,7 @@ impl Store {
             let taken: i64 = sqlx::query_scalar(CANCEL)
                 .bind(application.uuid())
                 .bind(id.uuid())
+                .bind(self.cms())
                 .fetch_one(&self.pool)
                 .await?;
             if taken > 0 {
@@ -138,11 +139,13 @@ impl Store {
 
     /// Records the results of deliveries that were sent at somebody's word; tells how many counted.
     pub(super) async fn record_runs(&self, finished: &[&Finished]) -> Result<usize, StoreError> {
+        let record = if self.cms().is_some() { RECORD_RUNS_FOR_CMS } else { RECORD_RUNS };
         bounded(async {
-            let counted: i64 = Columns::of(finished.iter().copied())
-                .bind(sqlx::query_scalar(RECORD_RUNS))
-                .fetch_one(&self.pool)
-                .await?;
+            let mut query = Columns::of(finished.iter().copied()).bind(sqlx::query_scalar(record));
+            if let Some(cms) = self.cms() {
+                query = query.bind(cms);
+            }
+            let counted: i64 = query.fetch_one(&self.pool).await?;
             Ok(usize::try_from(counted).unwrap_or_default())
         })
         .await
@@ -208,7 +211,7 @@ const CANCEL: &str = concat!(
     ),
     taken as (select * from left_queue union all select * from left_parked),
     ",
-    taken_end!("cancelled", "cancelled"),
+    taken_end!("cancelled", "cancelled", "$3"),
     " select count(*) from taken"
 );
 
@@ -232,7 +235,9 @@ const STANDING: &str = "
     left join subscription_revision r
         on r.subscription_id = s.subscription_id and r.revision = s.revision";
 
-const RECORD_RUNS: &str = concat!(
+macro_rules! record_runs {
+    ($($telling:expr)?) => {
+        concat!(
     result_rows!(),
     ",
     held as materialized (
@@ -335,6 +340,20 @@ const RECORD_RUNS: &str = concat!(
                              response_status, response_headers, response_body, response_truncated,
                              error_class, error_message, is_late)
         select counted.*, false from counted where attempt_id is not null
-    )
+    )",
+            $(",", $telling,)?
+            "
     select count(*) from counted"
-);
+        )
+    };
+}
+
+const RECORD_RUNS: &str = record_runs!();
+
+/// The same where the CMS is told.
+const RECORD_RUNS_FOR_CMS: &str = record_runs!(told_to_cms!(
+    "select application_id, event_id from history
+     union all
+     select application_id, event_id from revised",
+    "$21"
+));

@@ -3,17 +3,14 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Postgres, Transaction};
-
 use super::{
     Store, StoreError, bounded,
+    changing::{NextRevision, begin},
     idempotency::{Reservation, Standing, stand},
-    queue::interval,
     subscriptions::SettingsRow,
 };
 use crate::domain::{
-    ApplicationId, SigningKeyId, SubscriptionId, event::OPERATOR_TYPES, operator,
-    subscription::DisabledBecause,
+    ApplicationId, SigningKeyId, SubscriptionId, operator, subscription::DisabledBecause,
 };
 
 /// How many keys of a subscription may sign at a time; the oldest beyond retire at once.
@@ -57,12 +54,6 @@ pub enum Changed {
     Outdated,
 }
 
-/// A change under way: the application is taken until its end.
-struct Change<'c> {
-    transaction: Transaction<'c, Postgres>,
-    version: i64,
-}
-
 impl Store {
     /// Makes a subscription, unless `once` was answered before: then only its standing is told.
     /// `None` if there is no such application. Violates `subscription_uid_key` if the uid is taken;
@@ -81,28 +72,7 @@ impl Store {
             if standing != Standing::New {
                 return Ok(Some(standing));
             }
-            let inserted = sqlx::query(
-                "insert into subscription
-                     (subscription_id, application_id, uid, revision, routing_version)
-                 select $1, $2, $3, 1, $4
-                 where (select count(*) from subscription
-                        where application_id = $2 and deleted_at is null) < $5",
-            )
-            .bind(new.id.uuid())
-            .bind(new.application.uuid())
-            .bind(new.uid)
-            .bind(change.version)
-            .bind(SUBSCRIPTIONS_MAX)
-            .execute(&mut *change.transaction)
-            .await?;
-            if inserted.rows_affected() == 0 {
-                let count_max = SUBSCRIPTIONS_MAX;
-                return Err(StoreError::Full { what: "subscriptions", count_max });
-            }
-            change.insert_revision(new.id, 1, new.settings).await?;
-            if let Some(key) = &new.key {
-                insert_key(&mut change.transaction, new.application, Some(new.id), key).await?;
-            }
+            change.insert_subscription(new).await?;
             change.transaction.commit().await?;
             Ok(Some(Standing::New))
         })
@@ -125,33 +95,12 @@ impl Store {
             let Some(mut change) = begin(&mut connection, application).await? else {
                 return Ok(Changed::Gone);
             };
-            let current: Option<(i32, bool)> = sqlx::query_as(
-                "select s.revision, r.is_active from subscription s
-                 join subscription_revision r using (subscription_id, revision)
-                 where s.application_id = $1 and s.subscription_id = $2 and s.deleted_at is null",
-            )
-            .bind(application.uuid())
-            .bind(id.uuid())
-            .fetch_optional(&mut *change.transaction)
-            .await?;
-            let was_active = match current {
-                None => return Ok(Changed::Gone),
-                Some((revision, _)) if revision != read_revision => return Ok(Changed::Outdated),
-                Some((_, is_active)) => is_active,
-            };
-            change.move_to(id, read_revision + 1, uid).await?;
-            change.set_draining(id, !settings.is_active).await?;
-            change.insert_revision(id, read_revision + 1, settings).await?;
-            if let Some(key) = key {
-                insert_key(&mut change.transaction, application, Some(id), key).await?;
+            let next = NextRevision { id, read_revision, settings, uid, key };
+            let changed = change.change_subscription(application, &next).await?;
+            if changed == Changed::Done {
+                change.transaction.commit().await?;
             }
-            match (was_active, settings.is_active) {
-                (true, false) => change.tell(id, operator::SUBSCRIPTION_DISABLED).await?,
-                (false, true) => change.tell(id, operator::SUBSCRIPTION_ENABLED).await?,
-                _ => {}
-            }
-            change.transaction.commit().await?;
-            Ok(Changed::Done)
+            Ok(changed)
         })
         .await
     }
@@ -206,18 +155,7 @@ impl Store {
             let Some(mut change) = begin(&mut connection, application).await? else {
                 return Ok(false);
             };
-            let deleted = sqlx::query(
-                "update subscription
-                 set deleted_at = now(), drains_since = now(), updated_at = now(),
-                     routing_version = $3
-                 where application_id = $1 and subscription_id = $2 and deleted_at is null",
-            )
-            .bind(application.uuid())
-            .bind(id.uuid())
-            .bind(change.version)
-            .execute(&mut *change.transaction)
-            .await?;
-            if deleted.rows_affected() == 0 {
+            if !change.delete_subscription(application, id).await? {
                 return Ok(false);
             }
             change.transaction.commit().await?;
@@ -240,211 +178,12 @@ impl Store {
             let Some(mut change) = begin(&mut connection, application).await? else {
                 return Ok(false);
             };
-            let revision: Option<i32> = sqlx::query_scalar(
-                "select revision from subscription
-                 where application_id = $1 and subscription_id = $2 and deleted_at is null",
-            )
-            .bind(application.uuid())
-            .bind(id.uuid())
-            .fetch_optional(&mut *change.transaction)
-            .await?;
-            let Some(revision) = revision else { return Ok(false) };
-            sqlx::query(
-                "update signing_key set retires_at = now() + $3
-                 where application_id = $1 and subscription_id = $2 and retires_at is null",
-            )
-            .bind(application.uuid())
-            .bind(id.uuid())
-            .bind(interval(overlap))
-            .execute(&mut *change.transaction)
-            .await?;
-            insert_key(&mut change.transaction, application, Some(id), key).await?;
-            sqlx::query(
-                "update signing_key set retires_at = now()
-                 where signing_key_id in (
-                     select signing_key_id from signing_key
-                     where application_id = $1 and subscription_id = $2
-                       and (retires_at is null or retires_at > now())
-                     order by retires_at is not null, signing_key_id desc offset $3
-                 )",
-            )
-            .bind(application.uuid())
-            .bind(id.uuid())
-            .bind(SIGNING_KEYS_MAX)
-            .execute(&mut *change.transaction)
-            .await?;
-            change.move_to(id, revision + 1, None).await?;
-            change.copy_revision(id, revision, None).await?;
+            if !change.rotate_signing_key(application, id, key, overlap).await? {
+                return Ok(false);
+            }
             change.transaction.commit().await?;
             Ok(true)
         })
         .await
     }
-}
-
-/// Takes an application for a change. `None` if there is no such application. Changes of one
-/// application wait for each other here.
-async fn begin(
-    connection: &mut PgConnection,
-    application: ApplicationId,
-) -> Result<Option<Change<'_>>, StoreError> {
-    let mut transaction = connection.begin().await?;
-    let version: Option<i64> = sqlx::query_scalar(
-        "update application set routing_version = routing_version + 1
-         where application_id = $1 and deleted_at is null
-         returning routing_version",
-    )
-    .bind(application.uuid())
-    .fetch_optional(&mut *transaction)
-    .await?;
-    Ok(version.map(|version| Change { transaction, version }))
-}
-
-impl Change<'_> {
-    async fn move_to(
-        &mut self,
-        id: SubscriptionId,
-        revision: i32,
-        uid: Option<&str>,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "update subscription
-             set revision = $2, routing_version = $3, updated_at = now(), uid = coalesce($4, uid)
-             where subscription_id = $1",
-        )
-        .bind(id.uuid())
-        .bind(revision)
-        .bind(self.version)
-        .bind(uid)
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
-    }
-
-    /// What waits in the queue for a disabled subscription is to be parked.
-    async fn set_draining(&mut self, id: SubscriptionId, drains: bool) -> Result<(), StoreError> {
-        sqlx::query(
-            "update subscription set drains_since = case when $2 then now() end
-             where subscription_id = $1 and (drains_since is not null) <> $2",
-        )
-        .bind(id.uuid())
-        .bind(drains)
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
-    }
-
-    async fn insert_revision(
-        &mut self,
-        id: SubscriptionId,
-        revision: i32,
-        settings: &SettingsRow,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "insert into subscription_revision (
-                 subscription_id, revision, routing_version, target_url, method, event_types,
-                 filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
-                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because, disable_after_s
-             ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                       $18, $19, $20, $21)",
-        )
-        .bind(id.uuid())
-        .bind(revision)
-        .bind(self.version)
-        .bind(&settings.target_url)
-        .bind(&settings.method)
-        .bind(&settings.event_types)
-        .bind(settings.filter.as_deref())
-        .bind(settings.is_active)
-        .bind(settings.timeout_ms)
-        .bind(settings.retry.as_deref())
-        .bind(&settings.payload_format)
-        .bind(&settings.schema_version)
-        .bind(&settings.signing)
-        .bind(&settings.signature_headers)
-        .bind(settings.sealed_headers.as_deref())
-        .bind(settings.sealed_inbound_secret.as_deref())
-        .bind(settings.description.as_deref())
-        .bind(settings.metadata.as_deref())
-        .bind(settings.disabled_at)
-        .bind(settings.disabled_because.as_deref())
-        .bind(settings.disable_after_s)
-        .execute(&mut *self.transaction)
-        .await?;
-        let names_operators =
-            settings.event_types.iter().any(|pattern| pattern.starts_with(OPERATOR_TYPES));
-        sqlx::query(
-            "update subscription set names_operator_types = $2
-             where subscription_id = $1 and names_operator_types <> $2",
-        )
-        .bind(id.uuid())
-        .bind(names_operators)
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
-    }
-
-    /// Publishes an operator event about a subscription as it is now, if anybody asks for it.
-    async fn tell(&mut self, id: SubscriptionId, event_type: &str) -> Result<(), StoreError> {
-        sqlx::query(
-            "insert into outbox
-             select * from event_of_subscription($1, $2)",
-        )
-        .bind(event_type)
-        .bind(id.uuid())
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
-    }
-
-    /// The next revision says what this one says: the keys have changed, or it is disabled.
-    async fn copy_revision(
-        &mut self,
-        id: SubscriptionId,
-        revision: i32,
-        disabled: Option<DisabledBecause>,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "insert into subscription_revision (
-                 subscription_id, revision, routing_version, target_url, method, event_types,
-                 filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
-                 signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because, disable_after_s
-             )
-             select subscription_id, revision + 1, $3, target_url, method, event_types,
-                    filter, is_active and $4::text is null, timeout_ms, retry, payload_format, schema_version, signing,
-                    signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                    case when $4 is null then disabled_at else now() end,
-                    coalesce($4, disabled_because), disable_after_s
-             from subscription_revision where subscription_id = $1 and revision = $2",
-        )
-        .bind(id.uuid())
-        .bind(revision)
-        .bind(self.version)
-        .bind(disabled.map(DisabledBecause::as_str))
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
-    }
-}
-
-/// Inserts a key of a subscription, or of an application's explicit targets.
-pub(super) async fn insert_key(
-    connection: &mut PgConnection,
-    application: ApplicationId,
-    subscription: Option<SubscriptionId>,
-    key: &NewSigningKey,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "insert into signing_key (signing_key_id, application_id, subscription_id, sealed)
-         values ($1, $2, $3, $4)",
-    )
-    .bind(key.id.uuid())
-    .bind(application.uuid())
-    .bind(subscription.map(SubscriptionId::uuid))
-    .bind(&key.sealed)
-    .execute(connection)
-    .await?;
-    Ok(())
 }

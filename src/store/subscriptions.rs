@@ -24,6 +24,8 @@ pub struct SubscriptionRow {
     pub updated_at: DateTime<Utc>,
     /// When it was deleted.
     pub deleted_at: Option<DateTime<Utc>>,
+    /// The document of the CMS that it is, if it is one.
+    pub cms_document_id: Option<String>,
     /// All that may change.
     #[sqlx(flatten)]
     pub settings: SettingsRow,
@@ -118,7 +120,7 @@ macro_rules! current_subscriptions {
     ($rest:expr) => {
         concat!(
             "select s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
-                    r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
+                    s.cms_document_id, r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
                     r.disabled_because, r.disable_after_s, r.timeout_ms,
                     r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
                     r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Shared;
-use crate::store::StoreError;
+use crate::{store::StoreError, telemetry};
 
 /// The time between two rounds.
 const ROUND_INTERVAL: Duration = Duration::from_secs(60);
@@ -23,6 +23,8 @@ const MINUTES_PER_DELETE: i64 = 5_000;
 const HEALTH_AGE: Duration = Duration::from_hours(1);
 /// Events refused from SQL that one statement deletes: each has a payload.
 const REFUSED_PER_DELETE: i64 = 500;
+/// What the CMS was to be told of that one statement drops.
+const CMS_LOG_PER_DROP: i64 = 5_000;
 /// Deleted and disabled subscriptions of one round, and deliveries that one statement cancels or
 /// parks.
 const DRAINED_PER_ROUND: i64 = 200;
@@ -89,6 +91,9 @@ async fn rounds(shared: &Shared) {
         if let Err(error) = forget_refused(shared).await {
             tracing::warn!(%error, "what was refused from SQL long ago was not deleted");
         }
+        if let Err(error) = forget_cms_log(shared).await {
+            tracing::warn!(%error, "what the CMS was to be told of long ago was not deleted");
+        }
         if let Err(error) = drain(shared).await {
             tracing::warn!(%error, "what waits for deleted or disabled subscriptions still waits");
         }
@@ -152,6 +157,27 @@ async fn forget_refused(shared: &Shared) -> Result<(), StoreError> {
         if i64::try_from(deleted).unwrap_or(0) < REFUSED_PER_DELETE {
             break;
         }
+    }
+    Ok(())
+}
+
+/// Also where no CMS is told any more.
+async fn forget_cms_log(shared: &Shared) -> Result<(), StoreError> {
+    let age_max = shared.settings.cms_log_age_max;
+    let mut total = 0;
+    for _ in 0..DELETES_PER_ROUND {
+        let dropped = shared.store.drop_old_cms_log(age_max, CMS_LOG_PER_DROP).await?;
+        total += dropped;
+        telemetry::cms_log_too_old(dropped.unsigned_abs());
+        if dropped < CMS_LOG_PER_DROP {
+            break;
+        }
+    }
+    if total > 0 {
+        tracing::warn!(
+            results = total,
+            "the CMS is never told of these: they have waited too long"
+        );
     }
     Ok(())
 }

@@ -82,6 +82,8 @@ pub struct WorkerSettings {
     pub delivery_age_max: Duration,
     /// How long the history is kept.
     pub retention: Retention,
+    /// How long what the CMS is to be told of waits for it.
+    pub cms_log_age_max: Duration,
     /// How long a subscription may fail before it is disabled; `None`: for ever.
     pub disable_after: Option<Duration>,
 }

@@ -27,6 +27,7 @@ mod openapi;
 mod operator_events;
 mod parking;
 mod partitions;
+mod payload;
 mod pool;
 mod process;
 mod queue;

@@ -26,6 +26,7 @@ fn defaults() -> Value {
         "disable_after_seconds": null,
         "timeout_seconds": null, "retry": null, "payload_format": "envelope",
         "schema_version": "1", "has_inbound_secret": false, "description": null, "metadata": null,
+        "managed_by": null,
     })
 }
 
@@ -49,6 +50,7 @@ fn everything_shown() -> Value {
     object.remove("secret");
     object.remove("inbound_secret");
     object.insert("has_inbound_secret".to_owned(), json!(true));
+    object.insert("managed_by".to_owned(), json!(null));
     object.insert(
         "headers".to_owned(),
         json!({"Authorization": "[redacted]", "X-Tenant": "[redacted]"}),
@@ -159,7 +161,9 @@ async fn put_replaces_patch_merges_and_null_is_the_default() {
 
     // What was shown can be sent back, but for what the service adds.
     let mut sent = everything_shown();
-    sent.as_object_mut().unwrap().remove("has_inbound_secret");
+    for name in ["has_inbound_secret", "managed_by"] {
+        sent.as_object_mut().unwrap().remove(name);
+    }
     assert_eq!(settings(&change(&app, "PUT", "mine", sent.clone()).await), everything_shown());
     assert_eq!(stored_headers(&app, id).await.len(), 2);
     let put = change(&app, "PUT", "mine", minimal()).await;

@@ -11,13 +11,14 @@ use std::{
 const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &["domain"]),
     ("store", &["domain", "store"]),
-    ("delivery", &["domain", "delivery"]),
+    ("delivery", &["domain", "delivery", "tls"]),
     ("ingest", &["domain", "store", "ingest", "clock", "telemetry"]),
     ("worker", &["domain", "store", "delivery", "ingest", "worker", "clock", "telemetry"]),
     ("sealing", &["domain", "store", "sealing"]),
     ("http", &["domain", "store", "ingest", "http", "clock", "telemetry"]),
+    ("cms", &["domain", "store", "cms", "http", "peer", "clock", "telemetry"]),
     ("commands", &["domain", "store", "config", "embedded_postgres", "commands"]),
-    ("bridge", &["config"]),
+    ("bridge", &["config", "peer"]),
     ("embedded_postgres", &["embedded_postgres"]),
 ];
 /// What the pure core must not know.

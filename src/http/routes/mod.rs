@@ -3,6 +3,7 @@
 
 mod api_keys;
 mod applications;
+mod cms;
 mod deliveries;
 mod diagnosis;
 mod dispatch;
@@ -40,6 +41,7 @@ pub fn of_the_api() -> Vec<Operation> {
         replays::operations(),
         erasures::operations(),
         subscriptions,
+        vec![cms::changed()],
         event_types,
         applications::operations(),
         vec![statistics::of_application()],

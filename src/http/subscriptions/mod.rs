@@ -1,6 +1,7 @@
 //! `/subscriptions`: which events go where.
 
 pub mod attention;
+pub mod managed;
 pub mod secrets;
 pub mod settings;
 pub mod test_event;
@@ -18,7 +19,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use self::{
-    attention::AttentionBody,
+    attention::{AttentionBody, SubscriptionPage},
+    managed::{PAYLOAD, is_ours, may_be_enabled},
     secrets::{new_secret, secret_for, signing_key},
     settings::{Given, REDACTED, fault, names},
 };
@@ -66,6 +68,8 @@ pub struct SubscriptionBody {
     id: SubscriptionId,
     application_id: ApplicationId,
     uid: Option<String>,
+    /// Who keeps it, if it is not kept here: then it is changed there.
+    managed_by: Option<ManagedByBody>,
     revision: i32,
     target_url: String,
     event_types: Vec<String>,
@@ -100,6 +104,16 @@ pub struct SubscriptionBody {
     secret: Option<String>,
 }
 
+/// What keeps a subscription instead of this API.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ManagedBy")]
+pub struct ManagedByBody {
+    #[schemars(extend("const" = PAYLOAD))]
+    system: &'static str,
+    /// The document that it is there.
+    document_id: String,
+}
+
 /// Since when, and why, a subscription is disabled.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Disabled")]
@@ -125,7 +139,9 @@ fn shown(
 ) -> Result<SubscriptionBody, ApiError> {
     let id = row.id();
     let json = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
-    let SubscriptionRow { uid, revision, created_at, updated_at, settings, .. } = row;
+    let SubscriptionRow {
+        uid, revision, created_at, updated_at, cms_document_id, settings, ..
+    } = row;
     let headers = match &settings.sealed_headers {
         Some(sealed) => settings::open_headers(id, sealed, &state.sealing)?,
         None => BTreeMap::new(),
@@ -134,6 +150,8 @@ fn shown(
         id,
         application_id,
         uid,
+        managed_by: cms_document_id
+            .map(|document_id| ManagedByBody { system: PAYLOAD, document_id }),
         revision,
         target_url: settings.target_url,
         event_types: settings.event_types,
@@ -187,7 +205,7 @@ pub async fn create(
         application,
         uid: uid.as_ref().map(Uid::as_str),
         settings: &settings,
-        key: secret.as_deref().map(|secret| signing_key(&state, secret)),
+        key: secret.as_deref().map(|secret| signing_key(&state.clock, &state.sealing, secret)),
     };
     let standing = state.store.create_subscription(&new, once).await.map_err(taken)?;
     let (id, secret) = match standing.ok_or(ApiError::ApplicationNotFound(None))? {
@@ -222,7 +240,7 @@ pub async fn list(
     State(state): State<ApiState>,
     caller: Caller,
     uri: Uri,
-) -> Result<Json<Page<SubscriptionBody>>, Problem> {
+) -> Result<Json<SubscriptionPage>, Problem> {
     let given = Parameters::of(&uri, PARAMETERS)?;
     let application = events::application(&state, caller, &given).await?;
     caller.must(Permission::Read)?;
@@ -248,7 +266,8 @@ pub async fn list(
     let rows = state.store.subscriptions(application, &filter, extract::rows_of(limit)).await?;
     let (rows, next_cursor) = Cursor::Subscriptions.page(rows, limit, |row| row.id().uuid());
     let data = rows.into_iter().map(|row| shown(&state, application, row, None));
-    Ok(Json(Page { data: data.collect::<Result<_, _>>()?, next_cursor }))
+    let page = Page { data: data.collect::<Result<_, _>>()?, next_cursor };
+    Ok(Json(SubscriptionPage { page, refused_documents: None }))
 }
 
 /// Shows a subscription.
@@ -307,6 +326,7 @@ async fn change(
         return Err(fault("application", "is told when a subscription is made, and stays"));
     }
     let uid = given.new_uid()?;
+    is_ours(state, application, &found(state, application, name).await?).await?;
     let change = |id, before| settings(&given, id, before);
     apply(state, application, name, uid.as_ref(), change).await
 }
@@ -334,7 +354,7 @@ async fn apply(
         } else {
             None
         };
-        let key = secret.as_deref().map(|secret| signing_key(state, secret));
+        let key = secret.as_deref().map(|secret| signing_key(&state.clock, &state.sealing, secret));
         let uid = uid.map(Uid::as_str);
         let changed = state
             .store
@@ -366,6 +386,7 @@ pub async fn delete(
     let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
     let row = found(&state, application, &name).await?;
+    is_ours(&state, application, &row).await?;
     if !state.store.delete_subscription(application, row.id()).await? {
         return Err(ApiError::SubscriptionNotFound(None).into());
     }
@@ -391,9 +412,10 @@ pub async fn enable(
         "cancel" => Ok(true),
         _ => Err("must be send or cancel"),
     })?;
+    let row = found(&state, application, &name).await?;
+    may_be_enabled(&state, application, &row).await?;
     if cancels == Some(true) {
-        let id = found(&state, application, &name).await?.id();
-        cancel_parked(&state, id).await?;
+        cancel_parked(&state, row.id()).await?;
     }
     let active = |_, before| Ok(SettingsRow { is_active: true, ..before });
     apply(&state, application, &name, None, active).await
@@ -408,6 +430,7 @@ pub async fn disable(
 ) -> Result<Json<SubscriptionBody>, Problem> {
     let application = events::application_of(&state, caller, &uri).await?;
     caller.must(Permission::Manage)?;
+    is_ours(&state, application, &found(&state, application, &name).await?).await?;
     let inactive = |_, before| Ok(SettingsRow { is_active: false, ..before });
     apply(&state, application, &name, None, inactive).await
 }

@@ -12,10 +12,12 @@ use serde::Serialize;
 
 use super::{
     found,
+    managed::is_ours,
     settings::{self, fault},
 };
 use crate::{
-    domain::{Permission, SigningKey, SigningKeyId, subscription::sealed},
+    clock::Clock,
+    domain::{Permission, SigningKey, SigningKeyId, sealing::SealingKeys, subscription::sealed},
     http::{
         ApiError, ApiState, body, caller::Caller, events, extract::SubscriptionPath, json::Members,
         problem::Problem,
@@ -83,10 +85,11 @@ pub async fn rotate_secret(
     }
     let overlap = std::time::Duration::from_secs_f64(overlap);
     let row = found(&state, application, &name).await?;
+    is_ours(&state, application, &row).await?;
     if row.settings.signing == "none" {
         return Err(ApiError::Conflict("this subscription does not sign").into());
     }
-    let key = signing_key(&state, &secret);
+    let key = signing_key(&state.clock, &state.sealing, &secret);
     if !state.store.rotate_signing_key(application, row.id(), &key, overlap).await? {
         return Err(ApiError::SubscriptionNotFound(None).into());
     }
@@ -111,7 +114,7 @@ pub fn secret_for(
 }
 
 /// A secret that says it is base64 must be: its receivers would decode it, or fail.
-fn is_key(secret: &str) -> Result<(), Problem> {
+pub fn is_key(secret: &str) -> Result<(), Problem> {
     let is_standard = secret.strip_prefix("whsec_").is_none_or(|base64| {
         STANDARD.decode(base64).is_ok_and(|key| (24..=64).contains(&key.len()))
     });
@@ -128,8 +131,8 @@ pub fn new_secret() -> String {
 }
 
 /// A key of this secret, sealed.
-pub fn signing_key(state: &ApiState, secret: &str) -> NewSigningKey {
-    let id = SigningKeyId::new(state.clock.unix_ms(), rand::random());
+pub fn signing_key(clock: &Clock, sealing: &SealingKeys, secret: &str) -> NewSigningKey {
+    let id = SigningKeyId::new(clock.unix_ms(), rand::random());
     let context = sealed::signing_key(id);
-    NewSigningKey { id, sealed: state.sealing.seal(secret.as_bytes(), &context, rand::random()) }
+    NewSigningKey { id, sealed: sealing.seal(secret.as_bytes(), &context, rand::random()) }
 }

@@ -35,12 +35,17 @@ pub struct TestDatabase {
 impl TestDatabase {
     /// A new, migrated database.
     pub async fn new() -> Self {
+        Self::copied(TEMPLATE).await
+    }
+
+    /// A new database like that one, which nobody may be connected to.
+    pub async fn copied(template: &str) -> Self {
         let cluster = CLUSTER.get_or_init(start).await;
         let number = DATABASES.fetch_add(1, Ordering::Relaxed);
         let name = format!("test_{number}");
         let options = cluster.postgres.connect_options();
         let mut admin = options.clone().database("postgres").connect().await.unwrap();
-        let create = format!("create database {name} template {TEMPLATE}");
+        let create = format!("create database {name} template {template}");
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut admin).await.unwrap();
         admin.close().await.unwrap();
         Self { options: options.database(&name), name }

@@ -16,7 +16,6 @@ use crate::{
     domain::Permission,
     http::{
         ApiError,
-        events::Page,
         extract::OF_APPLICATION,
         openapi::{
             Operation, Tag,
@@ -24,6 +23,7 @@ use crate::{
         },
         subscriptions::{
             self, SubscriptionBody,
+            attention::SubscriptionPage,
             secrets::{self, OVERLAP_SECONDS, OVERLAP_SECONDS_MAX, ROTATION_FIELDS, SecretBody},
             test_event::{self, TestBody},
         },
@@ -51,7 +51,7 @@ pub fn operations() -> Vec<Operation> {
 
 fn subscription() -> Value {
     json!({
-        "id": SUBSCRIPTION, "application_id": APPLICATION, "uid": "crm", "revision": 1,
+        "id": SUBSCRIPTION, "application_id": APPLICATION, "uid": "crm", "managed_by": null, "revision": 1,
         "target_url": "https://example.com/webhook", "event_types": ["invoice.*"],
         "filter": {"data.amount": {"gte": 100}}, "method": "POST",
         "headers": {"Authorization": "[redacted]"}, "signing": "standard",
@@ -67,6 +67,11 @@ fn of_one(operation: Operation, permission: Permission) -> Operation {
         .of(Tag::Subscriptions, permission)
         .parameters([take::subscription_path()])
         .parameters(take::query(OF_APPLICATION, [take::application()]))
+}
+
+fn kept() -> ApiError {
+    let (document_id, collection) = ("12".to_owned(), "webhookSubscriptions".to_owned());
+    ApiError::KeptInCms { document_id, collection }
 }
 
 fn refused() -> ApiError {
@@ -118,8 +123,8 @@ fn list() -> Operation {
                 take::of_query("is_active", "Only those that are, or that are not", boolean()),
                 take::of_query(
                     "attention",
-                    "Only those that somebody should look at: disabled by the service, failing, or \
-                     behind",
+                    "Only those that somebody should look at: disabled by the service, failing, \
+                     behind, or refused as they are in the CMS",
                     json!({"const": true}),
                 ),
                 take::of_query(
@@ -132,7 +137,7 @@ fn list() -> Operation {
                 take::cursor(),
             ],
         ))
-        .answers::<Page<SubscriptionBody>>(
+        .answers::<SubscriptionPage>(
             StatusCode::OK,
             "A page of subscriptions",
             json!({"data": [subscription()], "next_cursor": CURSOR}),
@@ -159,7 +164,11 @@ fn replace() -> Operation {
             "The subscription as it is now",
             subscription(),
         )
-        .fails([refused(), ApiError::Conflict("others change this subscription at the same time")])
+        .fails([
+            refused(),
+            ApiError::Conflict("others change this subscription at the same time"),
+            kept(),
+        ])
 }
 
 fn change() -> Operation {
@@ -173,7 +182,11 @@ fn change() -> Operation {
             "The subscription as it is now",
             subscription(),
         )
-        .fails([refused(), ApiError::Conflict("others change this subscription at the same time")])
+        .fails([
+            refused(),
+            ApiError::Conflict("others change this subscription at the same time"),
+            kept(),
+        ])
 }
 
 fn delete() -> Operation {
@@ -181,6 +194,7 @@ fn delete() -> Operation {
         .named("deleteSubscription", "Deletes a subscription")
         .told("What waits for it is cancelled.")
         .answers_nothing("It is deleted")
+        .fails([kept()])
 }
 
 fn enable() -> Operation {
@@ -207,6 +221,7 @@ fn enable() -> Operation {
         )
         .fails([
             ApiError::Conflict("others change this subscription at the same time"),
+            kept(),
             ApiError::Busy,
         ])
 }
@@ -220,7 +235,7 @@ fn disable() -> Operation {
         .named("disableSubscription", "Sends nothing there for now")
         .told("What comes for it is parked, and goes on when it is enabled again.")
         .answers::<SubscriptionBody>(StatusCode::OK, "The subscription as it is now", disabled)
-        .fails([ApiError::Conflict("others change this subscription at the same time")])
+        .fails([ApiError::Conflict("others change this subscription at the same time"), kept()])
 }
 
 fn secret() -> Operation {
@@ -261,7 +276,7 @@ fn rotate_secret() -> Operation {
             "The secret",
             json!({"secret": SECRET, "previous_until": TIME}),
         )
-        .fails([ApiError::Conflict("this subscription does not sign")])
+        .fails([ApiError::Conflict("this subscription does not sign"), kept()])
 }
 
 fn test() -> Operation {
