@@ -135,6 +135,7 @@ async fn the_log_there_is_ours_after_payload_was_down_and_the_dispatcher_killed(
         ("MAX_ATTEMPTS", "2"),
         ("BACKOFF_BASE_SECONDS", "0.2"),
         ("WORKER_POLL_INTERVAL", "0.3"),
+        ("DISPATCH_WAIT", "1"),
         ("PAYLOAD_URL", &cms_url),
         ("PAYLOAD_API_KEY", cms.api_key()),
         ("PAYLOAD_SUBSCRIPTIONS", ""),
@@ -187,4 +188,32 @@ async fn the_log_there_is_ours_after_payload_was_down_and_the_dispatcher_killed(
     assert_eq!(seen.len(), EVENTS, "there are others");
     let failed = expected.values().flat_map(|one| one["targets"].as_array().unwrap());
     assert!(failed.filter(|target| target["error"].is_string()).count() > EVENTS / 4);
+    a_document_follows_its_targets(&scene, &cms).await;
+}
+
+/// It is there when the first has ended, and has the second when that has.
+async fn a_document_follows_its_targets(scene: &Scene, cms: &PayloadCms) {
+    let targets = json!([scene.receiver.url("/200"),
+                         {"url": scene.receiver.url("/500"), "retry": [3_600]}]);
+    let body = json!({"event": "job.done", "payload": 1, "targets": targets});
+    let (status, answer) = scene.call(Method::POST, "/dispatch", Some(body)).await;
+    assert_eq!(status, 202, "{answer}");
+    let id = answer["dispatchId"].as_str().unwrap();
+    let count = |document: &Value| document["targets"].as_array().unwrap().len();
+    eventually("the first target", async || {
+        theirs(cms).await.remove(id).filter(|document| count(document) == 1)
+    })
+    .await;
+    let (_, event) = scene.call(Method::GET, &format!("/events/{id}"), None).await;
+    let mut deliveries = event["deliveries"].as_array().unwrap().iter();
+    let waiting = deliveries.find(|delivery| delivery["state"] == "pending").unwrap();
+    let path = format!("/deliveries/{}/cancel", waiting["id"].as_str().unwrap());
+    let (status, answer) = scene.call(Method::POST, &path, None).await;
+    assert_eq!(status, 200, "{answer}");
+    let ours = scene.ours(id).await.expect("all has ended");
+    assert_eq!(count(&ours), 2);
+    eventually("both targets", async || {
+        theirs(cms).await.remove(id).filter(|document| *document == ours)
+    })
+    .await;
 }
