@@ -22,7 +22,7 @@ use crate::{
     clock::Clock,
     cms::{Cms, CmsSettings, subscriptions::Subscriptions},
     config::{Config, ConfigError, Database, Role},
-    delivery::{Client, client::ClientSettings, resolver::system_resolver},
+    delivery::{Client, client::ClientSettings, resolver::resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::{self, EmbeddedPostgres},
     http::{self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, Targets},
@@ -331,12 +331,13 @@ async fn start_worker(
         idle_per_host_max: config.lane_in_flight_max,
     };
     let (clock, keys, cms) = (clock.clone(), config.signing_keys.clone(), config.cms.clone());
+    let dns_servers = config.dns_servers.clone();
     let failed = failed.clone();
     // Connections belong to the runtime that opened them, so the store is made there too.
     let started = runtime
         .handle()
         .spawn(async move {
-            let client = Client::new(client, &system_resolver())?;
+            let client = Client::new(client, &resolver(&dns_servers))?;
             let stores = Stores {
                 recorder: telling(Store::connect_lazy(options.clone(), 1), cms.as_deref()),
                 others: telling(

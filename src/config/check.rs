@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use sqlx::postgres::PgConnectOptions;
 
 use super::{
+    dns,
     encryption::{self, MAKE_KEY},
     settings::{DEFAULT_SECRET, Days, Role, Settings},
     signing,
@@ -89,6 +90,8 @@ pub struct Config {
     pub target_url: Option<TargetUrl>,
     /// Which addresses may be called.
     pub addresses: AddressPolicy,
+    /// The name servers that are asked for targets; none: the system's.
+    pub dns_servers: Vec<SocketAddr>,
     /// What the answer of a dispatch waits for.
     pub dispatch: DispatchBounds,
     /// The backstop of the queue.
@@ -240,6 +243,7 @@ impl Settings {
             signs_with_default_secret: self.webhook_secret.0 == DEFAULT_SECRET,
             target_url: self.target(is_local_default, &addresses)?,
             addresses,
+            dns_servers: dns::servers(set(self.dns_servers.as_deref()))?,
             dispatch: self.dispatch()?,
             poll_interval: self.poll_interval()?,
             http_timeout,
@@ -478,7 +482,7 @@ pub(super) fn is_mistaken_for_base64(secret: &str) -> bool {
     })
 }
 
-fn within(
+pub(super) fn within(
     variable: &'static str,
     value: usize,
     range: &std::ops::RangeInclusive<usize>,
@@ -569,6 +573,21 @@ pub(super) mod tests {
         }
         for seconds in ["0.05", "60"] {
             check(&[&format!("--worker-poll-interval={seconds}")]).unwrap();
+        }
+    }
+
+    #[test]
+    fn name_servers_are_addresses() {
+        let servers = |list: &str| check(&[&format!("--dns-servers={list}")]).unwrap().dns_servers;
+        let of = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(servers(" "), of(&[]));
+        assert_eq!(
+            servers("9.9.9.9, 127.0.0.1:5353,2620:fe::fe,[::1]:5353"),
+            of(&["9.9.9.9:53", "127.0.0.1:5353", "[2620:fe::fe]:53", "[::1]:5353"])
+        );
+        let nine = ["9.9.9.9"; 9].join(",");
+        for wrong in ["dns.example", "9.9.9.9,", "9.9.9.9:0", "9.9.9.9:x", &nine] {
+            refused(&[&format!("--dns-servers={wrong}")], &["DNS_SERVERS"]);
         }
     }
 

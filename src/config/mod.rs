@@ -3,6 +3,7 @@
 
 mod check;
 mod cms;
+mod dns;
 mod encryption;
 mod instance;
 mod settings;

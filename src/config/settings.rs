@@ -62,6 +62,10 @@ pub struct Settings {
     /// local default].
     #[arg(long, env = "REQUIRE_HTTPS")]
     pub require_https: Option<bool>,
+    /// Name servers that are asked for targets instead of the system's, separated by commas: each an
+    /// address, with a port unless that is 53 (1 to 8).
+    #[arg(long, env = "DNS_SERVERS")]
+    pub dns_servers: Option<String>,
     /// Targets of a dispatch up to which its answer waits for their results (0 to 100).
     #[arg(long, env = "DISPATCH_INLINE_MAX", default_value = "10")]
     pub dispatch_inline_max: usize,

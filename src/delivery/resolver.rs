@@ -14,8 +14,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use hickory_resolver::{
-    TokioResolver,
-    config::{LookupIpStrategy, ResolverConfig},
+    ResolverBuilder, TokioResolver,
+    config::{LookupIpStrategy, NameServerConfig, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
 };
 use hyper_util::client::legacy::connect::dns::Name;
@@ -103,16 +103,20 @@ impl Service<Name> for VettingResolver {
     }
 }
 
-/// The system's resolver, asynchronous. Without a readable configuration only the hosts file and
-/// literal addresses are left, which is what a container without network needs.
-pub fn system_resolver() -> TokioResolver {
-    let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
-        tracing::warn!(%error, "no DNS configuration could be read; only the hosts file is used");
-        TokioResolver::builder_with_config(
-            ResolverConfig::from_name_servers(Vec::new()),
-            TokioRuntimeProvider::default(),
-        )
-    });
+/// A resolver that asks these name servers, or with none of them the system's. Asynchronous. Without
+/// a readable configuration of the system only the hosts file and literal addresses are left, which is
+/// what a container without network needs.
+pub fn resolver(servers: &[SocketAddr]) -> TokioResolver {
+    let mut builder = if servers.is_empty() {
+        TokioResolver::builder_tokio().unwrap_or_else(|error| {
+            tracing::warn!(
+                %error, "no DNS configuration could be read; only the hosts file is used"
+            );
+            asking(Vec::new())
+        })
+    } else {
+        asking(servers.iter().map(|server| name_server(*server)).collect())
+    };
     let options = builder.options_mut();
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     options.timeout = QUERY_TIMEOUT;
@@ -120,4 +124,19 @@ pub fn system_resolver() -> TokioResolver {
     options.positive_max_ttl = Some(ANSWER_AGE_MAX);
     options.negative_max_ttl = Some(Duration::from_secs(5));
     builder.build().expect("a resolver without TLS has nothing to load")
+}
+
+fn asking(servers: Vec<NameServerConfig>) -> ResolverBuilder<TokioRuntimeProvider> {
+    TokioResolver::builder_with_config(
+        ResolverConfig::from_name_servers(servers),
+        TokioRuntimeProvider::default(),
+    )
+}
+
+fn name_server(server: SocketAddr) -> NameServerConfig {
+    let mut config = NameServerConfig::udp_and_tcp(server.ip());
+    for connection in &mut config.connections {
+        connection.port = server.port();
+    }
+    config
 }

@@ -10,61 +10,86 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::TargetUrl;
 
-const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
-    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
+/// A block, what it is for, and where that is written.
+pub type Block = (IpNet, &'static str, &'static str);
+
+const fn block_v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
 }
 
-const fn v6(address: Ipv6Addr, prefix: u8) -> Ipv6Net {
-    Ipv6Net::new_assert(address, prefix)
+const fn block_v6(of: [u16; 8], prefix: u8) -> IpNet {
+    let ip = Ipv6Addr::new(of[0], of[1], of[2], of[3], of[4], of[5], of[6], of[7]);
+    IpNet::V6(Ipv6Net::new_assert(ip, prefix))
 }
 
-/// The IPv4 blocks that are refused, and what each is.
-const BLOCKED_V4: &[(Ipv4Net, &str)] = &[
-    (v4(0, 0, 0, 0, 8), "this network"),
-    (v4(10, 0, 0, 0, 8), "private"),
-    (v4(100, 64, 0, 0, 10), "carrier-grade NAT"),
-    (v4(127, 0, 0, 0, 8), "loopback"),
-    (v4(169, 254, 0, 0, 16), "link-local, cloud metadata"),
-    (v4(172, 16, 0, 0, 12), "private"),
-    (v4(192, 0, 0, 0, 24), "protocol assignments"),
-    (v4(192, 0, 2, 0, 24), "documentation"),
-    (v4(192, 31, 196, 0, 24), "AS112"),
-    (v4(192, 52, 193, 0, 24), "AMT"),
-    (v4(192, 88, 99, 0, 24), "6to4 relay"),
-    (v4(192, 168, 0, 0, 16), "private"),
-    (v4(192, 175, 48, 0, 24), "AS112"),
-    (v4(198, 18, 0, 0, 15), "benchmarking"),
-    (v4(198, 51, 100, 0, 24), "documentation"),
-    (v4(203, 0, 113, 0, 24), "documentation"),
-    (v4(224, 0, 0, 0, 4), "multicast"),
-    (v4(240, 0, 0, 0, 4), "reserved, broadcast"),
+/// The IPv4 blocks that are refused.
+const BLOCKED_V4: &[Block] = &[
+    (block_v4(0, 0, 0, 0, 8), "this network", "RFC 791, RFC 1122"),
+    (block_v4(10, 0, 0, 0, 8), "private", "RFC 1918"),
+    (block_v4(100, 64, 0, 0, 10), "carrier-grade NAT", "RFC 6598"),
+    (block_v4(127, 0, 0, 0, 8), "loopback", "RFC 1122"),
+    (block_v4(169, 254, 0, 0, 16), "link-local, cloud metadata", "RFC 3927"),
+    (block_v4(172, 16, 0, 0, 12), "private", "RFC 1918"),
+    // DS-Lite, the dummy address, PCP and TURN anycast, NAT64 discovery.
+    (block_v4(192, 0, 0, 0, 24), "protocol assignments", "RFC 6890"),
+    (block_v4(192, 0, 2, 0, 24), "documentation", "RFC 5737"),
+    (block_v4(192, 31, 196, 0, 24), "AS112", "RFC 7535"),
+    (block_v4(192, 52, 193, 0, 24), "AMT", "RFC 7450"),
+    (block_v4(192, 88, 99, 0, 24), "6to4 relay", "RFC 7526"),
+    (block_v4(192, 168, 0, 0, 16), "private", "RFC 1918"),
+    (block_v4(192, 175, 48, 0, 24), "AS112", "RFC 7534"),
+    (block_v4(198, 18, 0, 0, 15), "benchmarking", "RFC 2544"),
+    (block_v4(198, 51, 100, 0, 24), "documentation", "RFC 5737"),
+    (block_v4(203, 0, 113, 0, 24), "documentation", "RFC 5737"),
+    (block_v4(224, 0, 0, 0, 4), "multicast", "RFC 5771"),
+    (block_v4(240, 0, 0, 0, 4), "reserved, broadcast", "RFC 1112, RFC 919"),
     // Azure's wire server: a public address that only the host answers.
-    (v4(168, 63, 129, 16, 32), "cloud metadata"),
+    (block_v4(168, 63, 129, 16, 32), "cloud metadata", "Azure"),
 ];
 
 /// The only IPv6 block that holds public addresses; everything outside it is refused.
-const GLOBAL_UNICAST_V6: Ipv6Net = v6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+const GLOBAL_UNICAST_V6: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-/// The blocks within [`GLOBAL_UNICAST_V6`] that are refused, and what each is.
-const BLOCKED_V6: &[(Ipv6Net, &str)] = &[
-    (v6(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), "protocol assignments, Teredo"),
-    (v6(Ipv6Addr::new(0x2001, 0x0db8, 0, 0, 0, 0, 0, 0), 32), "documentation"),
-    (v6(Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16), "6to4"),
-    (v6(Ipv6Addr::new(0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0), 48), "AS112"),
-    (v6(Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), "documentation"),
+/// The blocks within [`GLOBAL_UNICAST_V6`] that are refused, a part of another one before it.
+const BLOCKED_V6: &[Block] = &[
+    (block_v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32), "Teredo", "RFC 4380"),
+    (block_v6([0x2001, 2, 0, 0, 0, 0, 0, 0], 48), "benchmarking", "RFC 5180"),
+    (block_v6([0x2001, 3, 0, 0, 0, 0, 0, 0], 32), "AMT", "RFC 7450"),
+    (block_v6([0x2001, 4, 0x0112, 0, 0, 0, 0, 0], 48), "AS112", "RFC 7535"),
+    (block_v6([0x2001, 0x10, 0, 0, 0, 0, 0, 0], 28), "ORCHID", "RFC 4843"),
+    (block_v6([0x2001, 0x20, 0, 0, 0, 0, 0, 0], 28), "ORCHIDv2", "RFC 7343"),
+    (block_v6([0x2001, 0x30, 0, 0, 0, 0, 0, 0], 28), "drone identifiers", "RFC 9374"),
+    // PCP, TURN and DNS-SD anycast among them.
+    (block_v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), "protocol assignments", "RFC 2928"),
+    (block_v6([0x2001, 0x0db8, 0, 0, 0, 0, 0, 0], 32), "documentation", "RFC 3849"),
+    (block_v6([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), "6to4", "RFC 3056"),
+    (block_v6([0x2620, 0x4f, 0x8000, 0, 0, 0, 0, 0], 48), "AS112", "RFC 7534"),
+    (block_v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), "documentation", "RFC 9637"),
 ];
 
-/// The IPv6 blocks outside [`GLOBAL_UNICAST_V6`] that are common enough to be named in an error.
-const NAMED_V6: &[(Ipv6Net, &str)] = &[
-    (v6(Ipv6Addr::UNSPECIFIED, 128), "unspecified"),
-    (v6(Ipv6Addr::LOCALHOST, 128), "loopback"),
-    (v6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96), "IPv4-mapped"),
-    (v6(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96), "NAT64"),
-    (v6(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48), "NAT64"),
-    (v6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7), "unique local, cloud metadata"),
-    (v6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10), "link-local"),
-    (v6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8), "multicast"),
+/// The IPv6 blocks outside [`GLOBAL_UNICAST_V6`] that an error names; the rest is `reserved`.
+const NAMED_V6: &[Block] = &[
+    (block_v6([0; 8], 128), "unspecified", "RFC 4291"),
+    (block_v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback", "RFC 4291"),
+    (block_v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "IPv4-mapped", "RFC 4291"),
+    (block_v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), "IPv4-translated", "RFC 2765"),
+    (block_v6([0; 8], 96), "IPv4-compatible", "RFC 4291"),
+    (block_v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), "NAT64", "RFC 6052"),
+    (block_v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), "NAT64", "RFC 8215"),
+    (block_v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), "discard-only", "RFC 6666"),
+    (block_v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), "dummy prefix", "RFC 9780"),
+    (block_v6([0x5f00, 0, 0, 0, 0, 0, 0, 0], 16), "segment routing", "RFC 9602"),
+    (block_v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), "unique local, cloud metadata", "RFC 4193"),
+    (block_v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "link-local", "RFC 4291"),
+    (block_v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), "site-local", "RFC 3879"),
+    (block_v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast", "RFC 4291"),
 ];
+
+/// The blocks that are refused by name. Of IPv6 everything outside of `2000::/3` is refused too.
+pub fn refused_blocks() -> impl Iterator<Item = Block> {
+    [BLOCKED_V4, BLOCKED_V6, NAMED_V6].into_iter().flatten().copied()
+}
 
 /// Why an address is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +138,12 @@ impl AddressPolicy {
     pub fn vet_target(&self, target: &TargetUrl) -> Result<(), AddressRefused> {
         match target.literal_address() {
             Some(address) => self.vet(address, target.is_https()),
+            // It leads to this machine and nowhere else (RFC 6761), so neither is asked for it later.
+            None if target.is_localhost() => {
+                let [v4, v6] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+                self.vet(v4, target.is_https())
+                    .or_else(|why| self.vet(v6, target.is_https()).map_err(|_| why))
+            }
             // A name may lead to an allowed block, if there are any.
             None if self.requires_https && !target.is_https() && self.allowed.is_empty() => {
                 Err(AddressRefused::NameNotEncrypted)
@@ -138,19 +169,13 @@ impl AddressPolicy {
 
 /// What an address is for, if it is not public.
 fn special_purpose(address: IpAddr) -> Option<&'static str> {
+    let of = |blocks: &[Block]| {
+        blocks.iter().find(|(net, ..)| net.contains(&address)).map(|&(_, kind, _)| kind)
+    };
     match address {
-        IpAddr::V4(ip) => {
-            BLOCKED_V4.iter().find(|(net, _)| net.contains(&ip)).map(|&(_, kind)| kind)
-        }
-        IpAddr::V6(ip) if GLOBAL_UNICAST_V6.contains(&ip) => {
-            BLOCKED_V6.iter().find(|(net, _)| net.contains(&ip)).map(|&(_, kind)| kind)
-        }
-        IpAddr::V6(ip) => Some(
-            NAMED_V6
-                .iter()
-                .find(|(net, _)| net.contains(&ip))
-                .map_or("reserved", |&(_, kind)| kind),
-        ),
+        IpAddr::V4(_) => of(BLOCKED_V4),
+        IpAddr::V6(ip) if GLOBAL_UNICAST_V6.contains(&ip) => of(BLOCKED_V6),
+        IpAddr::V6(_) => of(NAMED_V6).or(Some("reserved")),
     }
 }
 
@@ -220,22 +245,33 @@ mod tests {
             ("::", "unspecified"),
             ("::1", "loopback"),
             ("::ffff:8.8.8.8", "IPv4-mapped"),
-            ("::8.8.8.8", "reserved"),
+            ("::8.8.8.8", "IPv4-compatible"),
+            ("::ffff:0:8.8.8.8", "IPv4-translated"),
             ("64:ff9b::8.8.8.8", "NAT64"),
             ("64:ff9b:1::1", "NAT64"),
-            ("100::1", "reserved"),
-            ("2001::1", "protocol assignments, Teredo"),
-            ("2001:1ff:ffff::1", "protocol assignments, Teredo"),
+            ("100::1", "discard-only"),
+            ("100:0:0:1::1", "dummy prefix"),
+            ("100:0:0:2::1", "reserved"),
+            ("2001::1", "Teredo"),
+            ("2001:1::1", "protocol assignments"),
+            ("2001:2::1", "benchmarking"),
+            ("2001:2:1::1", "protocol assignments"),
+            ("2001:3::1", "AMT"),
+            ("2001:4:112::1", "AS112"),
+            ("2001:1f::1", "ORCHID"),
+            ("2001:2f::1", "ORCHIDv2"),
+            ("2001:3f::1", "drone identifiers"),
+            ("2001:1ff:ffff::1", "protocol assignments"),
             ("2001:db8::1", "documentation"),
             ("2002:a00:1::1", "6to4"),
             ("2620:4f:8000::1", "AS112"),
             ("3fff:fff::1", "documentation"),
             ("4000::1", "reserved"),
-            ("5f00::1", "reserved"),
+            ("5f00::1", "segment routing"),
             ("fc00::1", "unique local, cloud metadata"),
             ("fd00:ec2::254", "unique local, cloud metadata"),
             ("fe80::1", "link-local"),
-            ("fec0::1", "reserved"),
+            ("fec0::1", "site-local"),
             ("ff02::1", "multicast"),
         ] {
             check(address, Some(kind));

@@ -91,6 +91,13 @@ impl TargetUrl {
         literal_address(&self.0)
     }
 
+    /// Whether the host is a name of this machine (RFC 6761), which is resolved without asking anybody.
+    pub fn is_localhost(&self) -> bool {
+        let name = self.0.domain().unwrap_or_default();
+        let name = name.strip_suffix('.').unwrap_or(name);
+        name == "localhost" || name.ends_with(".localhost")
+    }
+
     /// The lane of explicit targets at this origin (scheme, host, port) within an application:
     /// a UUIDv8 made of their hash, since targets have no table that could number them.
     pub fn lane(&self, application: ApplicationId) -> LaneId {

@@ -8,7 +8,7 @@ use webhook_dispatcher::{
         Client, Exchange, Outgoing,
         client::ClientSettings,
         request::{Attempt, Signature},
-        resolver::system_resolver,
+        resolver::resolver,
     },
     domain::{
         DeliveryId, ErrorClass, EventId, Outcome, SigningKey, TargetUrl,
@@ -35,7 +35,7 @@ fn client(allowed: &[&str], requires_https: bool) -> Client {
         retry_after_max: Duration::from_secs(60),
         idle_per_host_max: 4,
     };
-    Client::new(settings, &system_resolver()).unwrap()
+    Client::new(settings, &resolver(&[])).unwrap()
 }
 
 fn local() -> Client {

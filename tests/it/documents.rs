@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
 use webhook_dispatcher::{
     config::{Instance, Settings},
-    domain::ErrorClass,
+    domain::{ErrorClass, address},
 };
 
 use crate::{support::TestDatabase, tidy::root};
@@ -205,6 +205,17 @@ fn every_class_of_error_has_its_advice() {
         .filter_map(|line| line.split('`').next())
         .collect();
     assert_eq!(advised, ErrorClass::ALL.map(ErrorClass::as_str));
+}
+
+/// Every block that is refused by name stands in the page on security, and no other.
+#[test]
+fn every_refused_block_is_documented() {
+    let page = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let section = page.split("## Blocks").nth(1).unwrap().split("\n## ").next().unwrap();
+    let told: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
+    let rows = address::refused_blocks()
+        .map(|(block, purpose, by)| format!("| `{block}` | {purpose} | {by} |"));
+    assert_eq!(told, rows.collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -38,6 +38,7 @@ mod routing;
 mod sealing;
 mod signing;
 mod sql_publish;
+mod ssrf;
 mod statistics;
 mod subscribed;
 mod subscription_test;

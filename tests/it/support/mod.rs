@@ -3,6 +3,7 @@
 
 mod app;
 mod cluster;
+pub mod dns;
 pub mod payload;
 pub mod process;
 pub mod raw;

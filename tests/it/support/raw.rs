@@ -39,8 +39,13 @@ pub struct RawReceiver {
 
 impl RawReceiver {
     pub async fn start(misdeed: Misdeed) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        Self::at(([127, 0, 0, 1], 0).into(), misdeed).await.unwrap()
+    }
+
+    /// At an address that may be taken.
+    pub async fn at(address: SocketAddr, misdeed: Misdeed) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
         let connections = Arc::new(AtomicUsize::new(0));
         let count = connections.clone();
         #[expect(clippy::disallowed_methods, reason = "aborted when the receiver is dropped")]
@@ -55,11 +60,15 @@ impl RawReceiver {
                 });
             }
         });
-        Self { address, connections, _server: AbortOnDropHandle::new(server) }
+        Ok(Self { address, connections, _server: AbortOnDropHandle::new(server) })
     }
 
     pub fn url(&self) -> String {
         format!("http://{}/", self.address)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     pub fn connections(&self) -> usize {

@@ -1,0 +1,5 @@
+//! No target harms us: which addresses are called, however they are written and whatever DNS says.
+
+mod addresses;
+mod names;
+mod table;
