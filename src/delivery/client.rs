@@ -233,6 +233,7 @@ async fn read_body(
 ) -> Result<(), ConnectionError> {
     // Before it is read; later it is the length of the rest.
     let length = body.size_hint().exact();
+    connection.expect_body(max);
     while seen.body.len() < max {
         let Some(chunk) = connection.next_chunk(body).await? else { return Ok(()) };
         let room = max - seen.body.len();

@@ -27,13 +27,24 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 use tower::ServiceExt;
 
-use super::resolver::VettingResolver;
+use super::{
+    metered::{Metered, Room},
+    resolver::VettingResolver,
+};
 use crate::{domain::ErrorClass, tls};
 
 /// How many header lines an answer may have.
 const RESPONSE_HEADERS_MAX: usize = 100;
 /// How many bytes the head of an answer may have.
 const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// How many bytes may be read of an answer before its head is whole: that, and those of interim
+/// answers (1xx) before it, of which a receiver could send as many as it likes.
+const RESPONSE_HEADS_BYTES_MAX: usize = 4 * RESPONSE_HEAD_BYTES_MAX;
+
+/// How many bytes may come for each byte of a body: a chunk of one byte has six. Beyond it, and what
+/// a head may have, a receiver would send sizes and extensions of chunks without end.
+const BYTES_AROUND_A_BYTE: usize = 16;
 
 /// What an exchange failed with, and the class that it has unless its causes say otherwise.
 #[derive(Debug)]
@@ -100,7 +111,7 @@ impl Connector {
     }
 }
 
-type Transport = TokioIo<Either<TcpStream, TlsStream<TcpStream>>>;
+type Transport = TokioIo<Metered<Either<TcpStream, TlsStream<TcpStream>>>>;
 type Driver = http1::Connection<Transport, Full<Bytes>>;
 
 /// An open connection. Dropping it closes it.
@@ -108,6 +119,8 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// What reads and writes; `None` once the connection has ended.
     driver: Option<Pin<Box<Driver>>>,
+    /// How much it may read until the head of the answer is there.
+    room: Room,
 }
 
 /// Why no answer came.
@@ -122,13 +135,14 @@ impl Connection {
     async fn over(
         stream: Either<TcpStream, TlsStream<TcpStream>>,
     ) -> Result<Self, ConnectionError> {
+        let room = Room::for_head(RESPONSE_HEADS_BYTES_MAX);
         let handshake = http1::Builder::new()
             .max_headers(RESPONSE_HEADERS_MAX)
             .max_buf_size(RESPONSE_HEAD_BYTES_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Metered { stream, room: room.clone() }))
             .await;
         let (sender, driver) = handshake.map_err(protocol)?;
-        Ok(Self { sender, driver: Some(Box::pin(driver)) })
+        Ok(Self { sender, driver: Some(Box::pin(driver)), room })
     }
 
     /// Whether it can take a request, after a look at what happened since it was last used.
@@ -145,6 +159,7 @@ impl Connection {
         &mut self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, SendError> {
+        self.room.allow_head(RESPONSE_HEADS_BYTES_MAX);
         let mut answer = pin!(self.sender.try_send_request(request));
         let driver = &mut self.driver;
         let answered = poll_fn(|cx| {
@@ -159,6 +174,12 @@ impl Connection {
             Some(request) => SendError::Unsent(Box::new(request), protocol(refused.into_error())),
             None => SendError::Failed(protocol(refused.into_error())),
         })
+    }
+
+    /// Makes room for a body of which so many bytes are wanted.
+    pub fn expect_body(&self, wanted: usize) {
+        let around = wanted.saturating_mul(BYTES_AROUND_A_BYTE);
+        self.room.allow_body(RESPONSE_HEADS_BYTES_MAX.saturating_add(around));
     }
 
     /// The next portion of an answer's body; `None` at its end.

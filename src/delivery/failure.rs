@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use super::resolver::ResolveError;
+use super::{metered::Exhausted, resolver::ResolveError};
 use crate::domain::{ErrorClass, outcome::Failure};
 
 /// Too many open files, in this process or in the system: our fault, not the receiver's.
@@ -22,6 +22,12 @@ fn class_of(cause: &(dyn Error + 'static)) -> Option<ErrorClass> {
         return Some(match resolve {
             ResolveError::Dns { .. } => ErrorClass::Dns,
             ResolveError::Blocked { .. } => ErrorClass::BlockedAddress,
+        });
+    }
+    if let Some(exhausted) = cause.downcast_ref::<Exhausted>() {
+        return Some(match exhausted {
+            Exhausted::Head => ErrorClass::ResponseTooLarge,
+            Exhausted::Body => ErrorClass::Protocol,
         });
     }
     if cause.is::<rustls::Error>() {

@@ -3,6 +3,7 @@
 pub mod client;
 mod connection;
 mod failure;
+mod metered;
 mod pool;
 pub mod request;
 pub mod resolver;

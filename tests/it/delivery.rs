@@ -24,7 +24,7 @@ use crate::support::{
     tls::{Authority, Certificate, TlsReceiver},
 };
 
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn client(allowed: &[&str], requires_https: bool) -> Client {
@@ -38,11 +38,11 @@ fn client(allowed: &[&str], requires_https: bool) -> Client {
     Client::new(settings, &resolver(&[])).unwrap()
 }
 
-fn local() -> Client {
+pub fn local() -> Client {
     client(&["127.0.0.0/8"], false)
 }
 
-fn outgoing(url: &str) -> Outgoing {
+pub fn outgoing(url: &str) -> Outgoing {
     let event_id = EventId::new(1_795_219_200_000, [7; 10]);
     let keys = SigningKeys::single(SigningKey::from_secret(SECRET).unwrap());
     let attempt = Attempt {
@@ -63,7 +63,7 @@ fn outgoing(url: &str) -> Outgoing {
 }
 
 #[track_caller]
-fn class(exchange: &Exchange) -> ErrorClass {
+pub fn class(exchange: &Exchange) -> ErrorClass {
     exchange.outcome.failure().unwrap_or_else(|| panic!("{exchange:?}")).class
 }
 

@@ -20,6 +20,7 @@ mod erasure;
 mod event_types;
 mod explaining;
 mod guides;
+mod hostile;
 mod isolation;
 mod log;
 mod mcp;

@@ -9,10 +9,12 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
+
+use super::raw::{self, Reads, Then};
 
 /// Signs certificates.
 pub struct Authority {
@@ -76,6 +78,21 @@ pub struct TlsReceiver {
 
 impl TlsReceiver {
     pub async fn start(authority: &Authority, certificate: Certificate) -> Self {
+        Self::serving(authority, certificate, None).await
+    }
+
+    /// Writes these bytes once a request's head has come, and does that then. Only a half-close ends
+    /// as TLS asks for it; the others end the connection beneath.
+    pub async fn following(authority: &Authority, bytes: &str, then: Then) -> Self {
+        let script = (bytes.as_bytes().to_vec(), then);
+        Self::serving(authority, Certificate::Good, Some(script)).await
+    }
+
+    async fn serving(
+        authority: &Authority,
+        certificate: Certificate,
+        script: Option<(Vec<u8>, Then)>,
+    ) -> Self {
         let acceptor = TlsAcceptor::from(Arc::new(authority.server_config(certificate)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -84,14 +101,11 @@ impl TlsReceiver {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 // A client that does not trust us ends the handshake.
-                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-                let mut buffer = [0; 4_096];
-                while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
-                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-                    if stream.write_all(answer).await.is_err() {
-                        break;
-                    }
-                }
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let _ = match &script {
+                    None => answer(stream).await,
+                    Some((bytes, then)) => follow(stream, bytes, then.clone()).await,
+                };
             }
         });
         Self { address, _server: AbortOnDropHandle::new(server) }
@@ -100,4 +114,24 @@ impl TlsReceiver {
     pub fn url(&self) -> String {
         format!("https://{}/", self.address)
     }
+}
+
+async fn answer(mut stream: TlsStream<TcpStream>) -> std::io::Result<()> {
+    let mut buffer = [0; 4_096];
+    while stream.read(&mut buffer).await? > 0 {
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await?;
+    }
+    Ok(())
+}
+
+async fn follow(mut stream: TlsStream<TcpStream>, bytes: &[u8], then: Then) -> std::io::Result<()> {
+    if !raw::read_head(&mut stream).await? {
+        return Ok(());
+    }
+    stream.write_all(bytes).await?;
+    stream.flush().await?;
+    if matches!(then, Then::Reset) {
+        stream.get_ref().0.set_zero_linger()?;
+    }
+    raw::finish(&mut stream, then, &raw::Seen::default(), Reads::Head).await
 }

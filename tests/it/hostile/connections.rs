@@ -1,0 +1,134 @@
+//! Connections that are kept: what a receiver says beside its answer is nobody's answer.
+
+use std::sync::Arc;
+
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
+use webhook_dispatcher::domain::{ErrorClass, Outcome};
+
+use crate::{
+    delivery::{DEADLINE, class, local, outgoing},
+    support::raw::{RawReceiver, read_head},
+};
+
+const FIRST: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst";
+const SECOND: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison";
+
+/// Reads requests and answers each, `after` what comes behind the first answer.
+async fn answer(stream: &mut TcpStream, behind: &[u8]) -> std::io::Result<()> {
+    if read_head(stream).await? {
+        stream.write_all(&[FIRST, behind].concat()).await?;
+    }
+    Ok(())
+}
+
+async fn body(client: &webhook_dispatcher::delivery::Client, url: &str) -> String {
+    let exchange = client.exchange(outgoing(url), DEADLINE).await;
+    assert_eq!(exchange.outcome, Outcome::Delivered, "{exchange:?}");
+    String::from_utf8(exchange.response.unwrap().body.to_vec()).unwrap()
+}
+
+/// Catches: a second answer that waits on the connection for the next request.
+#[tokio::test]
+async fn a_second_answer_is_nobodys() {
+    for behind in [SECOND, b"\r\n\r\n", b"x", b"HTTP/1.1 100 Continue\r\n\r\n"] {
+        let receiver = RawReceiver::with(move |mut stream, _| async move {
+            answer(&mut stream, behind).await?;
+            // It goes on as if nothing were wrong.
+            while read_head(&mut stream).await? {
+                stream.write_all(SECOND).await?;
+            }
+            Ok(())
+        })
+        .await;
+        let client = local();
+        for _ in 0..3 {
+            assert_eq!(body(&client, &receiver.url()).await, "first");
+        }
+        assert_eq!(receiver.connections(), 3, "{behind:?}");
+    }
+}
+
+/// The same, once the connection is at rest: an answer, a reset, an end.
+#[tokio::test]
+async fn what_comes_to_a_connection_at_rest_ends_it() {
+    for kind in ["answer", "timeout", "reset", "close", "half-close"] {
+        let (rests, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let notes = (rests.clone(), done.clone());
+        let receiver = RawReceiver::with(move |mut stream, before| {
+            let (rests, done) = notes.clone();
+            async move {
+                answer(&mut stream, b"").await?;
+                if before > 0 {
+                    return std::future::pending().await;
+                }
+                rests.notified().await;
+                match kind {
+                    "answer" => stream.write_all(SECOND).await?,
+                    "timeout" => {
+                        stream.write_all(b"HTTP/1.1 408 Late\r\nconnection: close\r\n\r\n").await?;
+                    }
+                    "reset" => {
+                        stream.set_zero_linger()?;
+                        drop(stream);
+                        done.notify_one();
+                        return Ok(());
+                    }
+                    "close" => {
+                        drop(stream);
+                        done.notify_one();
+                        return Ok(());
+                    }
+                    _ => stream.shutdown().await?,
+                }
+                done.notify_one();
+                std::future::pending().await
+            }
+        })
+        .await;
+        let client = local();
+        assert_eq!(body(&client, &receiver.url()).await, "first");
+        rests.notify_one();
+        done.notified().await;
+        assert_eq!(body(&client, &receiver.url()).await, "first", "{kind}");
+        assert_eq!(receiver.connections(), 2, "{kind}");
+    }
+}
+
+/// Catches: a request that may have been seen, sent a second time without being told.
+#[tokio::test]
+async fn a_connection_that_ends_when_it_is_used_again_is_a_failure() {
+    let receiver = RawReceiver::with(|mut stream, _| async move {
+        answer(&mut stream, b"").await?;
+        read_head(&mut stream).await.map(|_| ())
+    })
+    .await;
+    let client = local();
+    assert_eq!(body(&client, &receiver.url()).await, "first");
+    let exchange = client.exchange(outgoing(&receiver.url()), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::Protocol, "{exchange:?}");
+    assert_eq!(receiver.connections(), 1);
+    assert_eq!(body(&client, &receiver.url()).await, "first", "the next one is opened anew");
+}
+
+/// Catches: `connection: close` that is not believed, and a body that was not read, on one that is kept.
+#[tokio::test]
+async fn what_is_not_to_be_kept_is_not() {
+    for head in [
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nfirst",
+        "HTTP/1.0 200 OK\r\ncontent-length: 5\r\n\r\nfirst",
+        "HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+    ] {
+        let receiver = RawReceiver::with(move |mut stream, _| async move {
+            while read_head(&mut stream).await? {
+                stream.write_all(head.as_bytes()).await?;
+            }
+            Ok(())
+        })
+        .await;
+        let client = local();
+        for _ in 0..2 {
+            client.exchange(outgoing(&receiver.url()), DEADLINE).await;
+        }
+        assert_eq!(receiver.connections(), 2, "{head}");
+    }
+}
