@@ -201,7 +201,8 @@ impl App {
             embedded,
         } = self;
         let tasks = TaskTracker::new();
-        let intake = Intake { clock: clock.clone(), handover: handover.clone(), routes };
+        let intake =
+            Intake { clock: clock.clone(), handover: handover.clone(), routes: routes.clone() };
         let catalogue = Catalogue::default();
         let (ingest, batcher) = Batcher::new(ingest_store.clone(), intake.clone());
         let batching = tasks.spawn(watched("batcher", batcher.run(), &stop, &failed));
@@ -230,6 +231,7 @@ impl App {
             sealing: sealing_keys,
             subscription_bounds: kept::subscription_bounds(&config),
             catalogue,
+            routes,
             clock: clock.clone(),
             targets: Targets {
                 default: config.target_url.clone(),

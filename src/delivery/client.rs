@@ -116,6 +116,12 @@ impl Client {
     async fn send(&self, outgoing: Outgoing, seen: &mut Option<Seen>) -> Outcome {
         let is_https = outgoing.url.scheme() == "https";
         let settings = &self.0.settings;
+        if let Some(hosts) = &outgoing.hosts
+            && let Err(refused) = hosts.vet(&outgoing.url)
+        {
+            let failure = Failure::new(ErrorClass::BlockedAddress, refused.to_string());
+            return Outcome::failed(failure);
+        }
         if let Some(address) = literal_address(&outgoing.url)
             && let Err(refused) = settings.addresses.vet(address, is_https)
         {
@@ -138,7 +144,7 @@ impl Client {
         seen: &mut Option<Seen>,
     ) -> Result<Option<Duration>, ConnectionError> {
         let Shared { pool, settings, .. } = &*self.0;
-        let Outgoing { method, url, headers, body } = outgoing;
+        let Outgoing { method, url, headers, body, hosts: _ } = outgoing;
         let (mut connection, mut answer) =
             self.send_somehow(&url, request(method, &url, headers, body)?).await?;
         let retry_after = retry_after(answer.headers(), std::time::SystemTime::now());

@@ -1,6 +1,9 @@
 //! What is sent: the headers and signatures of one attempt. Pure.
 
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -8,7 +11,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT
 use url::Url;
 
 use crate::domain::{
-    DeliveryId, EventId, KeyName, TargetUrl,
+    AllowedHosts, DeliveryId, EventId, KeyName, TargetUrl,
     signature::SigningKeys,
     subscription::{CustomHeaders, Method, SignatureHeaders},
 };
@@ -81,6 +84,8 @@ pub struct Outgoing {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
+    /// The only hosts that may be called; `None`: all.
+    pub hosts: Option<Arc<AllowedHosts>>,
 }
 
 /// Why an attempt cannot be sent.
@@ -152,7 +157,8 @@ impl Outgoing {
             Method::Put => hyper::Method::PUT,
             Method::Patch => hyper::Method::PATCH,
         };
-        Ok(Self { method, url: attempt.target.url().clone(), headers, body: attempt.body.clone() })
+        let url = attempt.target.url().clone();
+        Ok(Self { method, url, headers, body: attempt.body.clone(), hosts: None })
     }
 }
 

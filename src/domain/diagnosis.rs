@@ -99,8 +99,9 @@ pub const fn meaning(class: ErrorClass, status: Option<u16>) -> (&'static str, &
             "let the receiver answer 2xx at once and work afterwards, or raise `timeout_seconds`",
         ),
         ErrorClass::BlockedAddress => (
-            "the host resolves to an address that must not be called",
-            "take a public address, or let the operator allow it by ALLOWED_TARGET_CIDRS",
+            "the host must not be called, or resolves to an address that must not",
+            "take a public address, or let the operator allow it: an address by ALLOWED_TARGET_CIDRS, a \
+             host by the application's `allowed_hosts`; the message names which",
         ),
         ErrorClass::HttpStatus => of_status(status),
         ErrorClass::Redirect => (

@@ -22,6 +22,7 @@ pub mod erasure;
 pub mod event;
 pub mod event_types;
 pub mod filter;
+pub mod hosts;
 pub mod ids;
 pub mod json;
 pub mod named_keys;
@@ -45,6 +46,7 @@ pub use delivery::{DeliveryState, EventStatus, Run};
 pub use event::{EventType, IdempotencyKey, Payload, Subject, Submission};
 pub use event_types::{EventTypePattern, EventTypePatterns, PatternIndex};
 pub use filter::{EventDocument, Filter};
+pub use hosts::AllowedHosts;
 pub use ids::{
     ApiKeyId, ApplicationId, AttemptId, DeliveryId, ErasureId, EventId, LaneId, ReplayId,
     SigningKeyId, SubscriptionId,

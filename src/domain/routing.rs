@@ -10,6 +10,7 @@ use super::{
     PatternIndex, Subscription, SubscriptionId,
     event::{Route, Submission},
     filter::EventDocument,
+    hosts::AllowedHosts,
     ids::{ApplicationId, LaneId},
     operator,
     subscription::KeyRing,
@@ -27,6 +28,8 @@ pub struct Snapshot {
     pub keys: Option<KeyRing>,
     /// Its owner's name for it, by which settings may name it.
     pub uid: Option<String>,
+    /// The hosts that it may call; `None`: all that may be called at all.
+    pub allowed_hosts: Option<Arc<AllowedHosts>>,
     places: HashMap<SubscriptionId, Place>,
     /// Those that can be read, in the order of their ids, and so of time.
     subscriptions: Vec<Arc<Subscription>>,
@@ -57,13 +60,21 @@ impl Snapshot {
         let mut subscriptions: Vec<_> = readable.collect();
         subscriptions.sort_unstable_by_key(|subscription| subscription.id);
         let index = PatternIndex::new(subscriptions.iter().map(|one| &one.event_types));
-        Self { application, version, keys, uid: None, places, subscriptions, index }
+        let (uid, allowed_hosts) = (None, None);
+        Self { application, version, keys, uid, allowed_hosts, places, subscriptions, index }
     }
 
     /// The same, of an application of this uid.
     #[must_use]
     pub fn called(mut self, uid: &str) -> Self {
         self.uid = Some(uid.to_owned());
+        self
+    }
+
+    /// The same, of an application that may call these hosts only, if there are any.
+    #[must_use]
+    pub fn calling(mut self, hosts: Option<AllowedHosts>) -> Self {
+        self.allowed_hosts = hosts.map(Arc::new);
         self
     }
 

@@ -20,11 +20,14 @@ use super::{
     subscriptions::secrets,
 };
 use crate::{
-    domain::{ApplicationId, Permission, Uid, ids::DEFAULT_APPLICATION},
+    domain::{
+        AllowedHosts, ApplicationId, Permission, Uid, hosts::HOSTS_MAX, ids::DEFAULT_APPLICATION,
+    },
     store::{
         StoreError,
         applications::{
-            ApplicationChange, ApplicationName, ApplicationRow, NewApplication, PayloadsKept,
+            ApplicationChange, ApplicationName, ApplicationRow, HostsAllowed, NewApplication,
+            PayloadsKept,
         },
         idempotency::Standing,
     },
@@ -33,7 +36,8 @@ use crate::{
 /// How many bytes the name of an application, or of a key, may have.
 pub const NAME_BYTES_MAX: usize = 255;
 /// The fields of an application, as callers send it.
-pub const FIELDS: &[&str; 4] = &["uid", "name", "accepts_unknown_types", "payload_retention_days"];
+pub const FIELDS: &[&str; 5] =
+    &["uid", "name", "accepts_unknown_types", "payload_retention_days", "allowed_hosts"];
 
 /// An application as it is shown.
 #[derive(Serialize, JsonSchema)]
@@ -45,6 +49,8 @@ pub struct ApplicationBody {
     accepts_unknown_types: bool,
     /// After so many days its payloads are dropped; null: as the settings say.
     payload_retention_days: Option<i32>,
+    /// The hosts that it may call; null: all that may be called at all.
+    allowed_hosts: Option<Vec<String>>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
 }
@@ -57,6 +63,7 @@ impl From<ApplicationRow> for ApplicationBody {
             name: row.name,
             accepts_unknown_types: row.accepts_unknown_types,
             payload_retention_days: row.payload_retention_days,
+            allowed_hosts: row.allowed_hosts,
             created_at: row.created_at,
             updated_at: row.updated_at,
         }
@@ -81,6 +88,7 @@ pub async fn create(
         .as_ref()
         .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
     let signs = secrets::signing_key(&state.clock, &state.sealing, &secrets::new_secret());
+    let hosts = allowed_hosts(&given)?;
     let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);
     let new = NewApplication {
         id,
@@ -88,6 +96,7 @@ pub async fn create(
         name: &name,
         accepts_unknown_types,
         payloads: payloads(&state, &given)?,
+        allowed_hosts: hosts.as_ref().and_then(HostsAllowed::list),
         key: &signs,
     };
     let standing = state.store.create_application(&new, once).await.map_err(taken)?;
@@ -134,7 +143,7 @@ pub async fn show(
     Ok(Json(row.ok_or(ApiError::ApplicationNotFound(None))?.into()))
 }
 
-/// Changes an application. Its uid is the instance's to change.
+/// Changes an application. Its uid, and the hosts that it may call, are the instance's to change.
 pub async fn change(
     State(state): State<ApiState>,
     caller: Caller,
@@ -152,15 +161,21 @@ pub async fn change(
             return Err(ApiError::Conflict("the uid of `default` cannot be changed").into());
         }
     }
+    let hosts = allowed_hosts(&given)?;
+    if hosts.is_some() {
+        caller.must(Permission::Administer)?;
+    }
     let change = ApplicationChange {
         uid: uid.as_ref().map(Uid::as_str),
         name: name.as_deref(),
         accepts_unknown_types: given.boolean("accepts_unknown_types")?,
         payloads: payloads(&state, &given)?,
+        allowed_hosts: hosts.as_ref(),
     };
     let row = state.store.change_application(id, &change).await.map_err(taken)?;
     state.known.forget();
     state.catalogue.forget();
+    state.routes.forget([id]);
     Ok(Json(row.ok_or(ApiError::ApplicationNotFound(None))?.into()))
 }
 
@@ -224,6 +239,22 @@ fn payloads<const N: usize>(
     }
     #[expect(clippy::cast_possible_truncation, reason = "checked above")]
     Ok(Some(PayloadsKept::Days(days as i32)))
+}
+
+/// The hosts that may be called, in their normal form; null for all.
+fn allowed_hosts<const N: usize>(given: &Members<'_, N>) -> Result<Option<HostsAllowed>, Problem> {
+    let name = "allowed_hosts";
+    if given.raw(name).is_none() {
+        return Ok(None);
+    }
+    if given.given(name).is_none() {
+        return Ok(Some(HostsAllowed::All));
+    }
+    // An array, and not one string alone.
+    given.elements(name, HOSTS_MAX)?;
+    let texts = given.strings(name, HOSTS_MAX)?;
+    let hosts = AllowedHosts::parse(&texts).map_err(|error| submission::fault(name, error))?;
+    Ok(Some(HostsAllowed::Only(hosts.texts())))
 }
 
 fn taken(error: StoreError) -> Problem {

@@ -18,6 +18,7 @@ mod events;
 mod explain;
 mod extract;
 mod health;
+mod hosts;
 mod ingest;
 mod json;
 mod mcp;
@@ -85,6 +86,8 @@ pub struct Api {
     pub known: Known,
     /// What was published lately, and what its types ask for.
     pub catalogue: Catalogue,
+    /// What routing and sending know of applications: the hosts that these may call.
+    pub routes: Arc<crate::ingest::Routes>,
     /// For ids.
     pub clock: Clock,
     /// Seals the secrets that are made here.

@@ -8,6 +8,7 @@ use super::{
     caller::Caller,
     catalogue,
     extract::IdempotencyHeader,
+    hosts,
     json::{Members, pointer_to},
     problem::{Place, Problem},
 };
@@ -83,6 +84,13 @@ pub async fn read(
     let application =
         application.map_err(|error| error.at(Place::Pointer(pointer_to("application"))))?;
     caller.must(draft.permission())?;
+    if let Route::Explicit(target) | Route::Default(target) = &draft.route {
+        let allowed = hosts::check(state, application, target).await;
+        allowed.map_err(|error| match draft.route {
+            Route::Explicit(_) => error.at(Place::Pointer(pointer_to("target_url"))),
+            _ => error.into(),
+        })?;
+    }
     if let Some(event_type) = &draft.event_type {
         catalogue::check(state, application, event_type, &draft.payload).await?;
     }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
     domain::{
-        ApplicationId, EventTypePatterns, SigningKey, SubscriptionId, TargetUrl,
+        AllowedHosts, ApplicationId, EventTypePatterns, SigningKey, SubscriptionId, TargetUrl,
         filter::Filter,
         routing::{Place, Snapshot},
         sealing::SealingKeys,
@@ -49,7 +49,17 @@ pub fn changed(
         Signing::Keys(keys) => Some(keys),
         Signing::None | Signing::Unreadable => None,
     };
-    Snapshot::new(application, changes.version, keys, subscriptions).called(&changes.uid)
+    Snapshot::new(application, changes.version, keys, subscriptions)
+        .called(&changes.uid)
+        .calling(changes.allowed_hosts.as_deref().map(|texts| hosts(application, texts)))
+}
+
+/// What cannot be read here allows nothing: a list must not be lifted by being misread.
+fn hosts(application: ApplicationId, texts: &[String]) -> AllowedHosts {
+    AllowedHosts::parse(texts).unwrap_or_else(|error| {
+        tracing::error!(%application, %error, "`allowed_hosts` cannot be read; nothing is called");
+        AllowedHosts::none()
+    })
 }
 
 /// The field that this version cannot read: a later one wrote it, or a key is missing.

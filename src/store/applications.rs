@@ -24,6 +24,8 @@ pub struct ApplicationRow {
     pub accepts_unknown_types: bool,
     /// After how many days its payloads are dropped; `None`: as the settings say.
     pub payload_retention_days: Option<i32>,
+    /// The hosts that it may call; `None`: all that may be called at all.
+    pub allowed_hosts: Option<Vec<String>>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
     /// When it was last changed.
@@ -61,6 +63,8 @@ pub struct NewApplication<'a> {
     pub accepts_unknown_types: bool,
     /// For how long its payloads are kept, if that is said.
     pub payloads: Option<PayloadsKept>,
+    /// The hosts that it may call; `None`: all that may be called at all.
+    pub allowed_hosts: Option<&'a [String]>,
 }
 
 /// For how long an application keeps payloads.
@@ -70,6 +74,25 @@ pub enum PayloadsKept {
     AsSettings,
     /// For so many days.
     Days(i32),
+}
+
+/// Which hosts an application may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostsAllowed {
+    /// All that may be called at all.
+    All,
+    /// These, and all below these domains.
+    Only(Vec<String>),
+}
+
+impl HostsAllowed {
+    /// As it is stored.
+    pub fn list(&self) -> Option<&[String]> {
+        match self {
+            Self::All => None,
+            Self::Only(hosts) => Some(hosts),
+        }
+    }
 }
 
 /// What is to be changed of an application; `None` leaves it as it is.
@@ -83,9 +106,11 @@ pub struct ApplicationChange<'a> {
     pub accepts_unknown_types: Option<bool>,
     /// For how long its payloads are kept.
     pub payloads: Option<PayloadsKept>,
+    /// The hosts that it may call.
+    pub allowed_hosts: Option<&'a HostsAllowed>,
 }
 
-const COLUMNS: &str = "application_id, uid, name, accepts_unknown_types,
+const COLUMNS: &str = "application_id, uid, name, accepts_unknown_types, allowed_hosts,
      (select days from payload_retention p where p.application_id = application.application_id)
          as payload_retention_days,
      created_at, updated_at";
@@ -106,13 +131,15 @@ impl Store {
                 return Ok(standing);
             }
             sqlx::query(
-                "insert into application (application_id, uid, name, accepts_unknown_types)
-                 values ($1, $2, $3, $4)",
+                "insert into application
+                     (application_id, uid, name, accepts_unknown_types, allowed_hosts)
+                 values ($1, $2, $3, $4, $5)",
             )
             .bind(new.id.uuid())
             .bind(new.uid)
             .bind(new.name)
             .bind(new.accepts_unknown_types)
+            .bind(new.allowed_hosts)
             .execute(&mut *transaction)
             .await?;
             if let Some(payloads) = new.payloads {
@@ -179,12 +206,22 @@ impl Store {
             }
             let mut query = QueryBuilder::<Postgres>::new("update application set uid = coalesce(");
             query.push_bind(change.uid).push(", uid), routing_version = routing_version");
+            let hosts = change.allowed_hosts.map(HostsAllowed::list);
+            if let Some(hosts) = hosts {
+                // Whoever calls must hear of it.
+                query.push(" + case when allowed_hosts is distinct from ").push_bind(hosts);
+                query.push(" then 1 else 0 end");
+            }
             // Senders know applications by their uids too: `SIGNING_KEYS` may name them so.
             query.push(" + case when uid <> ").push_bind(change.uid).push(" then 1 else 0 end");
             query.push(", name = coalesce(");
             query.push_bind(change.name).push(", name), accepts_unknown_types = coalesce(");
             query.push_bind(change.accepts_unknown_types);
-            query.push(", accepts_unknown_types), updated_at = now() where application_id = ");
+            query.push(", accepts_unknown_types)");
+            if let Some(hosts) = hosts {
+                query.push(", allowed_hosts = ").push_bind(hosts);
+            }
+            query.push(", updated_at = now() where application_id = ");
             query.push_bind(id.uuid()).push(" and deleted_at is null returning ").push(COLUMNS);
             let row = query.build_query_as().fetch_optional(&mut *transaction).await?;
             transaction.commit().await?;

@@ -110,6 +110,8 @@ pub struct Changes {
     pub version: i64,
     /// Its uid; a change of it raises the version.
     pub uid: String,
+    /// The hosts that it may call; a change of them raises the version.
+    pub allowed_hosts: Option<Vec<String>>,
     /// Subscriptions that were made, changed or deleted since; at their current revisions.
     pub subscriptions: Vec<SubscriptionRow>,
     /// The keys of these, and those of the application's explicit targets: newest first.
@@ -244,14 +246,14 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             // The version first: what is read after it may be newer, and is then read once more.
-            let application_row: Option<(i64, String)> = sqlx::query_as(
-                "select routing_version, uid from application
+            let application_row: Option<(i64, String, Option<Vec<String>>)> = sqlx::query_as(
+                "select routing_version, uid, allowed_hosts from application
                  where application_id = $1 and deleted_at is null",
             )
             .bind(application.uuid())
             .fetch_optional(&mut *connection)
             .await?;
-            let Some((version, uid)) = application_row else { return Ok(None) };
+            let Some((version, uid, allowed_hosts)) = application_row else { return Ok(None) };
             let subscriptions: Vec<SubscriptionRow> = sqlx::query_as(current_subscriptions!(
                 "where s.application_id = $1 and s.routing_version > $2
                        and ($2 > 0 or s.deleted_at is null)"
@@ -272,7 +274,7 @@ impl Store {
             .bind(subscriptions.iter().map(|row| row.subscription_id).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?;
-            Ok(Some(Changes { version, uid, subscriptions, keys }))
+            Ok(Some(Changes { version, uid, allowed_hosts, subscriptions, keys }))
         })
         .await
     }

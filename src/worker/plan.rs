@@ -9,7 +9,7 @@ use super::Shared;
 use crate::{
     delivery::request::{Attempt, Outgoing, RequestRefused, Signature},
     domain::{
-        KeyName, RetryPolicy, Subscription, TargetUrl,
+        AllowedHosts, KeyName, RetryPolicy, Subscription, TargetUrl,
         envelope::{Facts, envelope},
         ids::DEFAULT_APPLICATION,
         routing::{Place, Snapshot},
@@ -36,15 +36,22 @@ pub enum Plan {
 }
 
 /// How a claim is sent.
-pub enum Way {
-    /// As a subscription says.
+pub struct Way {
+    says: Says,
+    /// The hosts that its application may call; `None`: all.
+    hosts: Option<Arc<AllowedHosts>>,
+}
+
+/// Who says how a claim is sent.
+enum Says {
+    /// A subscription.
     Subscription(Arc<Subscription>),
-    /// To the URL that the request named, and as it said.
+    /// The request, which named the URL.
     Explicit(Signer, Option<Arc<TargetSettings>>),
 }
 
 /// Whose keys sign explicit targets.
-pub enum Signer {
+enum Signer {
     /// An application's.
     Application(Arc<Snapshot>),
     /// Those of `default`, which are in the settings.
@@ -61,15 +68,13 @@ pub async fn plan(shared: &Shared, claim: &Claim) -> Plan {
                 Calling::As(settings) => Some(settings.clone()),
                 Calling::Unreadable => return Plan::Wait(WAIT),
             };
-            if claim.application == DEFAULT_APPLICATION {
-                return Plan::Send(Way::Explicit(Signer::Default, settings));
-            }
-            match snapshot(shared, claim, false).await {
-                Some(snapshot) => {
-                    Plan::Send(Way::Explicit(Signer::Application(snapshot), settings))
-                }
-                None => Plan::Cancel,
-            }
+            let Some(snapshot) = snapshot(shared, claim, false).await else { return Plan::Cancel };
+            let hosts = snapshot.allowed_hosts.clone();
+            let signer = match claim.application {
+                DEFAULT_APPLICATION => Signer::Default,
+                _ => Signer::Application(snapshot),
+            };
+            Plan::Send(Way { says: Says::Explicit(signer, settings), hosts })
         }
         Some(id) => {
             let mut snapshot = snapshot(shared, claim, false).await;
@@ -78,9 +83,10 @@ pub async fn plan(shared: &Shared, claim: &Claim) -> Plan {
                 // It may be younger than what is known here.
                 snapshot = self::snapshot(shared, claim, true).await;
             }
+            let hosts = snapshot.as_ref().and_then(|snapshot| snapshot.allowed_hosts.clone());
             match snapshot.as_ref().and_then(|snapshot| snapshot.subscription(id)) {
                 Some(Place::Subscription(subscription)) if subscription.is_active => {
-                    Plan::Send(Way::Subscription(subscription.clone()))
+                    Plan::Send(Way { says: Says::Subscription(subscription.clone()), hosts })
                 }
                 Some(Place::Subscription(_)) => Plan::Park,
                 Some(Place::Unreadable) => Plan::Wait(WAIT),
@@ -154,8 +160,8 @@ impl Way {
             body: &body,
         };
         let signed;
-        match self {
-            Self::Explicit(whose, settings) => {
+        match &self.says {
+            Says::Explicit(whose, settings) => {
                 if let Some(settings) = settings {
                     attempt.headers = &settings.headers;
                     attempt.signing_key = settings.signing_key.as_ref();
@@ -178,7 +184,7 @@ impl Way {
                     },
                 };
             }
-            Self::Subscription(subscription) => {
+            Says::Subscription(subscription) => {
                 let sending = &subscription.sending;
                 attempt.headers = &sending.headers;
                 attempt.signature = match &sending.signing {
@@ -191,61 +197,62 @@ impl Way {
                 };
             }
         }
-        Outgoing::of(&attempt)
+        let outgoing = Outgoing::of(&attempt)?;
+        Ok(Outgoing { hosts: self.hosts.clone(), ..outgoing })
     }
 
     /// The subscription, if it is one's.
     pub fn subscription(&self) -> Option<&Arc<Subscription>> {
-        match self {
-            Self::Subscription(subscription) => Some(subscription),
-            Self::Explicit(..) => None,
+        match &self.says {
+            Says::Subscription(subscription) => Some(subscription),
+            Says::Explicit(..) => None,
         }
     }
 
     fn settings(&self) -> Option<&TargetSettings> {
-        match self {
-            Self::Explicit(_, settings) => settings.as_deref(),
-            Self::Subscription(_) => None,
+        match &self.says {
+            Says::Explicit(_, settings) => settings.as_deref(),
+            Says::Subscription(_) => None,
         }
     }
 
     /// Its method.
     pub fn method(&self) -> Method {
-        match self {
-            Self::Subscription(subscription) => subscription.sending.method,
-            Self::Explicit(..) => self.settings().map_or(Method::Post, |one| one.method),
+        match &self.says {
+            Says::Subscription(subscription) => subscription.sending.method,
+            Says::Explicit(..) => self.settings().map_or(Method::Post, |one| one.method),
         }
     }
 
     /// Where it goes.
     pub fn target<'a>(&'a self, claim: &'a Claim) -> &'a TargetUrl {
-        match self {
-            Self::Subscription(subscription) => &subscription.sending.target,
-            Self::Explicit(..) => &claim.target,
+        match &self.says {
+            Says::Subscription(subscription) => &subscription.sending.target,
+            Says::Explicit(..) => &claim.target,
         }
     }
 
     /// The deadline over the exchange.
     pub fn timeout(&self, shared: &Shared) -> Duration {
-        let own = match self {
-            Self::Subscription(subscription) => subscription.sending.timeout,
-            Self::Explicit(..) => None,
+        let own = match &self.says {
+            Says::Subscription(subscription) => subscription.sending.timeout,
+            Says::Explicit(..) => None,
         };
         own.unwrap_or(shared.settings.http_timeout)
     }
 
     /// When it is tried again.
     pub fn retry<'a>(&'a self, shared: &'a Shared) -> &'a RetryPolicy {
-        let own = match self {
-            Self::Subscription(subscription) => subscription.sending.retry.as_ref(),
-            Self::Explicit(..) => self.settings().map(TargetSettings::policy),
+        let own = match &self.says {
+            Says::Subscription(subscription) => subscription.sending.retry.as_ref(),
+            Says::Explicit(..) => self.settings().map(TargetSettings::policy),
         };
         own.unwrap_or(&shared.settings.retry)
     }
 
     fn body(&self, claim: &Claim) -> Bytes {
-        match self {
-            Self::Subscription(subscription)
+        match &self.says {
+            Says::Subscription(subscription)
                 if subscription.sending.format == PayloadFormat::Envelope =>
             {
                 envelope(&Facts {

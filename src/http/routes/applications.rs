@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::examples::{APPLICATION, CURSOR, TIME};
 use crate::{
-    domain::Permission,
+    domain::{Permission, hosts},
     http::{
         ApiError,
         applications::{self, ApplicationBody},
@@ -22,14 +22,18 @@ pub fn operations() -> Vec<Operation> {
     vec![create(), list(), show(), change(), delete()]
 }
 
-/// The instance's names are the operator's to give.
-const RENAMES: Further =
-    Further { when: "`uid` is changed", permission: Permission::Administer, query: None };
+/// The instance's names are the operator's to give, and so is what a tenant may call.
+const RENAMES: Further = Further {
+    when: "`uid` or `allowed_hosts` is changed",
+    permission: Permission::Administer,
+    query: None,
+};
 
 fn application() -> Value {
     json!({
         "id": APPLICATION, "uid": "acme", "name": "Acme", "accepts_unknown_types": true,
-        "payload_retention_days": 7,        "created_at": TIME, "updated_at": TIME,
+        "payload_retention_days": 7, "allowed_hosts": ["hooks.acme.example", "*.acme.example"],
+        "created_at": TIME, "updated_at": TIME,
     })
 }
 
@@ -59,6 +63,17 @@ fn settings() -> Value {
                     or_null(json!({"type": "integer", "minimum": 1})),
                     "After how many days payloads are dropped, at most PAYLOAD_RETENTION_DAYS, which \
                      is the default",
+                ),
+            ),
+            (
+                "allowed_hosts",
+                told(
+                    or_null(json!({
+                        "type": "array", "minItems": 1, "maxItems": hosts::HOSTS_MAX,
+                        "items": schemas::line(hosts::HOST_BYTES_MAX),
+                    })),
+                    "The only hosts that its targets may have: `hooks.example.com`, or `*.example.com` \
+                     for all below it; by default all. What is no public address stays refused",
                 ),
             ),
         ],
@@ -106,6 +121,11 @@ fn change() -> Operation {
         .reads("ApplicationRequest", settings())
         .example("Another name", json!({"name": "Acme Ltd"}))
         .example_with("Another uid", json!({"uid": "acme-2"}), Some(Permission::Administer))
+        .example_with(
+            "Every host again",
+            json!({"allowed_hosts": null}),
+            Some(Permission::Administer),
+        )
         .answers::<ApplicationBody>(StatusCode::OK, "The application as it is now", application())
         .fails([ApiError::Conflict("the uid of `default` cannot be changed")])
 }

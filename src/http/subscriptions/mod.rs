@@ -29,6 +29,8 @@ use super::{
     caller::Caller,
     events::{self, Page},
     extract::{self, Cursor, IdempotencyHeader, Parameters, SubscriptionPath},
+    hosts,
+    json::pointer_to,
     problem::{Place, Problem},
     submission,
 };
@@ -195,6 +197,7 @@ pub async fn create(
     };
     let id = SubscriptionId::new(state.clock.unix_ms(), rand::random());
     let (uid, settings) = (given.uid()?, stamped(given.settings(id)?, None, state.clock.now()));
+    may_call(&state, application, &given).await?;
     let secret = secret_for(&settings, given.secret()?)?;
     let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;
     let once = idempotency_key
@@ -216,6 +219,17 @@ pub async fn create(
     let row = state.store.subscription(application, &SubscriptionName::Id(id)).await?;
     let row = row.ok_or(ApiError::MADE_AND_DELETED)?;
     Ok((StatusCode::CREATED, Json(shown(&state, application, row, secret)?)))
+}
+
+/// Refuses a target that the application may not call, if one is told.
+async fn may_call(
+    state: &ApiState,
+    application: ApplicationId,
+    given: &Given<'_>,
+) -> Result<(), Problem> {
+    let Some((name, target)) = given.target_url()? else { return Ok(()) };
+    let allowed = hosts::check(state, application, &target).await;
+    allowed.map_err(|error| error.at(Place::Pointer(pointer_to(name))))
 }
 
 /// The application that a body names; where the query does so too, they must agree.
@@ -327,6 +341,7 @@ async fn change(
     }
     let uid = given.new_uid()?;
     is_ours(state, application, &found(state, application, name).await?).await?;
+    may_call(state, application, &given).await?;
     let change = |id, before| settings(&given, id, before);
     apply(state, application, name, uid.as_ref(), change).await
 }

@@ -154,9 +154,8 @@ impl<'a> Given<'a> {
     pub fn changed(&self, id: SubscriptionId, before: SettingsRow) -> Result<SettingsRow, Problem> {
         let default = defaults();
         let mut row = before;
-        if let Some(name) = self.alias(TARGET_URL)? {
-            let text = self.members.string(name)?.ok_or_else(|| fault(name, "must not be null"))?;
-            row.target_url = self.target(name, &text)?;
+        if let Some((_, target)) = self.target_url()? {
+            target.as_str().clone_into(&mut row.target_url);
         }
         if let Some(name) = self.alias(EVENT_TYPES)? {
             row.event_types = self.event_types(name)?;
@@ -231,12 +230,19 @@ impl<'a> Given<'a> {
         }
     }
 
-    fn target(&self, name: &str, text: &str) -> Result<String, Problem> {
+    /// The target, if it is told, and by what name.
+    pub fn target_url(&self) -> Result<Option<(&'static str, TargetUrl)>, Problem> {
+        let Some(name) = self.alias(TARGET_URL)? else { return Ok(None) };
+        let text = self.members.string(name)?.ok_or_else(|| fault(name, "must not be null"))?;
+        Ok(Some((name, self.target(name, &text)?)))
+    }
+
+    fn target(&self, name: &str, text: &str) -> Result<TargetUrl, Problem> {
         let target = TargetUrl::parse(text).map_err(|error| fault(name, error))?;
         self.bounds.addresses.vet_target(&target).map_err(|refused| {
             ApiError::TargetRefused(refused.to_string()).at(Place::Pointer(pointer_to(name)))
         })?;
-        Ok(target.as_str().to_owned())
+        Ok(target)
     }
 
     fn event_types(&self, name: &str) -> Result<Vec<String>, Problem> {

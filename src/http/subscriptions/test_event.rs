@@ -22,6 +22,7 @@ use crate::{
         caller::Caller,
         catalogue, event_types, events,
         extract::{IdempotencyHeader, SubscriptionPath},
+        hosts,
         json::Members,
         problem::Problem,
         submission,
@@ -81,6 +82,7 @@ pub async fn create(
     let target = target.map_err(|error| unreadable(error.to_string()))?;
     let refused = state.targets.addresses.vet_target(&target);
     refused.map_err(|refused| ApiError::TargetRefused(refused.to_string()))?;
+    hosts::check(&state, application, &target).await?;
     let (event_type, example) = if let Some(event_type) = event_type {
         let example = example_of(&state, application, &event_type).await?;
         (event_type, example)

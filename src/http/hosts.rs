@@ -1,0 +1,26 @@
+//! Which hosts an application's targets may have: refused at once where it is known.
+
+use std::sync::Arc;
+
+use super::{ApiError, ApiState};
+use crate::domain::{AllowedHosts, ApplicationId, TargetUrl};
+
+/// Refuses a target whose host is not among those that the application may call, as that was a second
+/// ago at most. Sending asks again.
+pub async fn check(
+    state: &ApiState,
+    application: ApplicationId,
+    target: &TargetUrl,
+) -> Result<(), ApiError> {
+    let Some(hosts) = allowed(state, application).await? else { return Ok(()) };
+    hosts.vet(target.url()).map_err(|refused| ApiError::TargetRefused(refused.to_string()))
+}
+
+/// `None`: all.
+async fn allowed(
+    state: &ApiState,
+    application: ApplicationId,
+) -> Result<Option<Arc<AllowedHosts>>, ApiError> {
+    let snapshot = state.routes.fresh(&state.store, application).await?;
+    Ok(snapshot.and_then(|snapshot| snapshot.allowed_hosts.clone()))
+}
