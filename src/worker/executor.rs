@@ -189,8 +189,8 @@ fn conclude(
 ) -> (Finished, Verdict) {
     let Exchange { duration, response, outcome } = exchange;
     let failure = outcome.failure().cloned();
-    let verdict = verdict(&outcome);
     let status = response.as_ref().map(|r| r.status);
+    let verdict = verdict(&outcome, status);
     let class = failure.as_ref().map(|f| f.class);
     telemetry::attempted(class, duration);
     let next = next(shared, &claim, way, outcome);
@@ -316,13 +316,19 @@ async fn unsent(shared: &Shared, claim: Claim, slot: Slot, next: Next) {
 }
 
 /// What an outcome says about the receiver as such.
-fn verdict(outcome: &Outcome) -> Verdict {
+fn verdict(outcome: &Outcome, status: Option<u16>) -> Verdict {
     match outcome {
         Outcome::Delivered => Verdict::Healthy,
         Outcome::Transient { retry_after: Some(pause), is_throttled: true, .. } => {
             Verdict::Paused(*pause)
         }
         Outcome::Transient { failure, .. } if failure.class == ErrorClass::Timeout => Verdict::Hung,
+        Outcome::Transient { failure, .. } | Outcome::Permanent { failure }
+            if failure.class == ErrorClass::HttpStatus
+                && status.is_some_and(|status| (400..500).contains(&status)) =>
+        {
+            Verdict::Refused
+        }
         Outcome::Transient { .. } | Outcome::Permanent { .. } => Verdict::Failing,
     }
 }

@@ -157,6 +157,14 @@ impl<T> Lane<T> {
             Verdict::Healthy => {
                 self.succeed(is_slow, now, (limits, is_calm));
             }
+            Verdict::Refused => {
+                self.failures = 0;
+                self.open_until = None;
+                self.is_probed = self.paused_until.is_some_and(|until| now < until);
+                if self.class == Class::Unproven {
+                    self.become_suspect();
+                }
+            }
             Verdict::Paused(pause) => {
                 self.paused_until = self.paused_until.max(Some(now + pause));
                 self.become_suspect();

@@ -101,6 +101,8 @@ pub enum Verdict {
     Healthy,
     /// The attempt failed.
     Failing,
+    /// The receiver answered that this one is not welcome (4xx): it is there, and not overrun.
+    Refused,
     /// The attempt ran out of time. What waits in memory returns to the database as well: at this
     /// pace it would be held for long.
     Hung,

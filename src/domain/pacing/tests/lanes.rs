@@ -235,6 +235,19 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
 }
 
 #[test]
+fn who_refuses_is_there_and_its_breaker_stays_closed() {
+    let mut bench = Bench::new();
+    bench.pass(1, Verdict::Healthy);
+    for _ in 0..9 {
+        bench.later(MS);
+        bench.pass(1, Verdict::Refused);
+    }
+    assert_eq!((bench.class(1), bench.lanes.by_id[&lane(1)].failures), (Class::Proven, 0));
+    bench.pass(2, Verdict::Refused);
+    assert_eq!((bench.class(2), bench.fill(2, 1)), (Class::Suspect, 0), "it has taken nothing yet");
+}
+
+#[test]
 fn failures_at_the_same_time_count_once() {
     let mut bench = Bench::new();
     bench.prove(1);
