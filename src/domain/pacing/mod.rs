@@ -153,7 +153,7 @@ pub struct Lanes<T> {
     startable: [Ring; Class::COUNT],
     claims: Claims,
     /// Lanes of each class.
-    lanes_of: [usize; Class::COUNT],
+    count_of: [usize; Class::COUNT],
     /// What they hold.
     bytes_of: [usize; Class::COUNT],
     applications: HashMap<ApplicationId, Share>,
@@ -172,7 +172,7 @@ impl<T: Held> Lanes<T> {
             by_id: HashMap::new(),
             startable: Class::ALL.map(Ring::of),
             claims: Claims::default(),
-            lanes_of: [0; Class::COUNT],
+            count_of: [0; Class::COUNT],
             bytes_of: [0; Class::COUNT],
             applications: HashMap::new(),
             held: 0,
@@ -436,7 +436,7 @@ impl<T: Held> Lanes<T> {
 
     /// Drops what is known of idle lanes, but for how they answered not long ago.
     pub fn forget_idle(&mut self, now: Instant) {
-        let lanes_of = &mut self.lanes_of;
+        let count_of = &mut self.count_of;
         let is_crowded = self.by_id.len() > LANES_MAX / 2;
         self.by_id.retain(|_, lane| {
             let is_recent = |at: Option<Instant>| at.is_some_and(|at| now < at + MEMORY);
@@ -447,7 +447,7 @@ impl<T: Held> Lanes<T> {
                 || (!is_crowded && is_recent(lane.last_success))
                 || is_recent(lane.last_failure);
             if !is_kept {
-                lanes_of[lane.class as usize] -= 1;
+                count_of[lane.class as usize] -= 1;
             }
             is_kept
         });
@@ -465,7 +465,7 @@ impl<T: Held> Lanes<T> {
 
     /// Lanes that are known, of a class.
     pub fn lanes_of(&self, class: Class) -> usize {
-        self.lanes_of[class as usize]
+        self.count_of[class as usize]
     }
 
     /// Deliveries in memory: reserved, queued and in flight.
@@ -480,7 +480,7 @@ impl<T: Held> Lanes<T> {
 
     /// What each suspect lane may have at a time of what the suspects do not use.
     fn spare(&self) -> usize {
-        let lanes = self.lanes_of[Class::Suspect as usize].max(1);
+        let lanes = self.count_of[Class::Suspect as usize].max(1);
         self.slots.share(Class::Suspect) / 8 / lanes
     }
 
@@ -496,7 +496,7 @@ impl<T: Held> Lanes<T> {
             Entry::Occupied(lane) => Some(lane.into_mut()),
             Entry::Vacant(_) if is_full => None,
             Entry::Vacant(vacant) => {
-                self.lanes_of[Class::Unproven as usize] += 1;
+                self.count_of[Class::Unproven as usize] += 1;
                 Some(vacant.insert(Lane::new(application)))
             }
         }
@@ -514,8 +514,8 @@ impl<T: Held> Lanes<T> {
             self.slots.charge(after, lane.application, count);
             self.bytes_of[before as usize] -= lane.bytes;
             self.bytes_of[after as usize] += lane.bytes;
-            self.lanes_of[before as usize] -= 1;
-            self.lanes_of[after as usize] += 1;
+            self.count_of[before as usize] -= 1;
+            self.count_of[after as usize] += 1;
             // Its turns were among others.
             lane.turn = None;
             if let Wait::Turn(_, since) = lane.wait {
