@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{
     Store, StoreError, bounded, bounded_by,
@@ -33,31 +33,14 @@ impl Store {
     /// next round; one that cannot be vacuumed holds up no other, and the first error is told at the
     /// end.
     pub async fn freeze_days(&self) -> Result<Vec<String>, StoreError> {
-        // `vacuum` cannot run in a transaction, and a lock of a session would be lost in a pooler:
-        // see `drop_partitions`.
-        let mut guard = self.pool.acquire().await?;
-        let mut lock = bounded(async { Ok(guard.begin().await?) }).await?;
-        let is_ours: bool = bounded(async {
-            let query =
-                sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(FREEZE_LOCK);
-            Ok(query.fetch_one(&mut *lock).await?)
-        })
-        .await?;
-        if !is_ours {
+        let Some(mut alone) = self.alone(FREEZE_LOCK, PACE.to_owned()).await? else {
             return Ok(Vec::new());
-        }
-        // Not lent, and closed afterwards: the pace is set for its session.
-        let mut connection = bounded(async {
-            let mut connection = self.pool.unbounded().connect_options().connect().await?;
-            sqlx::raw_sql(PACE).execute(&mut connection).await?;
-            Ok(connection)
-        })
-        .await?;
+        };
         let (mut frozen, mut failure) = (Vec::new(), None);
-        for name in bounded(days_over(&mut connection)).await? {
+        for name in bounded(days_over(&mut alone.connection)).await? {
             let vacuum = format!("vacuum (freeze, skip_locked) {name}");
             let vacuum = async {
-                sqlx::raw_sql(AssertSqlSafe(vacuum)).execute(&mut connection).await?;
+                sqlx::raw_sql(AssertSqlSafe(vacuum)).execute(&mut alone.connection).await?;
                 Ok(())
             };
             match bounded_by(FREEZE_TIMEOUT, vacuum).await {
@@ -70,8 +53,7 @@ impl Store {
                 }
             }
         }
-        let _ = bounded(async { Ok(connection.close().await?) }).await;
-        let _ = bounded(async { Ok(lock.rollback().await?) }).await;
+        alone.end().await;
         failure.map_or(Ok(frozen), Err)
     }
 }

@@ -4,6 +4,7 @@
 //! across an HTTP exchange, and none depends on the state of a session, so a pooler in transaction
 //! mode may stand between. The one exception is said in [`partitions`].
 
+mod alone;
 pub mod api_keys;
 pub mod applications;
 pub mod attention;

@@ -8,7 +8,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded, bounded_by};
@@ -130,31 +130,12 @@ impl Store {
     ///
     /// A day that cannot be dropped holds up no other; the first error is told at the end.
     pub async fn drop_partitions(&self, retention: Retention) -> Result<Vec<String>, StoreError> {
-        // `concurrently` cannot run in a transaction, and a lock of a session would be lost in a
-        // pooler. So one connection holds the lock in a transaction, in which it does nothing else,
-        // and another does the work.
-        let mut guard = self.pool.acquire().await?;
-        let mut lock = bounded(async { Ok(guard.begin().await?) }).await?;
-        let is_ours: bool = bounded(async {
-            let query = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)").bind(DROP_LOCK);
-            Ok(query.fetch_one(&mut *lock).await?)
-        })
-        .await?;
-        if !is_ours {
-            return Ok(Vec::new());
-        }
-        // Not lent, and closed afterwards: the lock time-out is set for its session.
-        let mut connection = bounded(async {
-            let mut connection = self.pool.unbounded().connect_options().connect().await?;
-            let lock_timeout = format!("set {LOCK_TIMEOUT}");
-            sqlx::raw_sql(AssertSqlSafe(lock_timeout)).execute(&mut connection).await?;
-            Ok(connection)
-        })
-        .await?;
-        let past = bounded(past_days(&mut connection, retention)).await?;
+        let session = format!("set {LOCK_TIMEOUT}");
+        let Some(mut alone) = self.alone(DROP_LOCK, session).await? else { return Ok(Vec::new()) };
+        let past = bounded(past_days(&mut alone.connection, retention)).await?;
         let (mut dropped, mut failure) = (Vec::new(), None);
         for (table, one) in past {
-            match bounded_by(DDL_TIMEOUT, drop_day(&mut connection, table, &one)).await {
+            match bounded_by(DDL_TIMEOUT, drop_day(&mut alone.connection, table, &one)).await {
                 Ok(()) => dropped.push(one.name),
                 // The connection is in the middle of something: no more can be done on it.
                 Err(StoreError::TimedOut) => return Err(StoreError::TimedOut),
@@ -164,10 +145,7 @@ impl Store {
                 }
             }
         }
-        // What was dropped is dropped, however this ends.
-        let _ = bounded(async { Ok(connection.close().await?) }).await;
-        // Not left to the drop, which would free it later: whoever is next finds it free.
-        let _ = bounded(async { Ok(lock.rollback().await?) }).await;
+        alone.end().await;
         failure.map_or(Ok(dropped), Err)
     }
 }

@@ -329,7 +329,15 @@ fn verdict(outcome: &Outcome, status: Option<u16>) -> Verdict {
         {
             Verdict::Refused
         }
-        Outcome::Transient { .. } | Outcome::Permanent { .. } => Verdict::Failing,
+        Outcome::Transient { failure, .. } | Outcome::Permanent { failure } => {
+            match failure.class {
+                // Ours: an address that may not be called, a key that is missing, no file left.
+                ErrorClass::BlockedAddress | ErrorClass::Signing | ErrorClass::Internal => {
+                    Verdict::Unsent
+                }
+                _ => Verdict::Failing,
+            }
+        }
     }
 }
 

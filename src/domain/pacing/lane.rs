@@ -157,6 +157,7 @@ impl<T> Lane<T> {
             Verdict::Healthy => {
                 self.succeed(is_slow, now, (limits, is_calm));
             }
+            Verdict::Unsent => return Change { gives_back: false, is_news: false },
             Verdict::Refused => {
                 self.failures = 0;
                 self.open_until = None;

@@ -103,6 +103,8 @@ pub enum Verdict {
     Failing,
     /// The receiver answered that this one is not welcome (4xx): it is there, and not overrun.
     Refused,
+    /// It was not the receiver that failed: nothing is learned of it.
+    Unsent,
     /// The attempt ran out of time. What waits in memory returns to the database as well: at this
     /// pace it would be held for long.
     Hung,

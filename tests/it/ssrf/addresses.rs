@@ -118,8 +118,6 @@ async fn what_was_stored_is_vetted_again() {
         "--max-attempts=1",
         "--dispatch-inline-max=100",
         "--dispatch-wait=100",
-        // Many of the spellings are of one lane, and all of it fails.
-        "--breaker-failures=0",
     ];
     let strict = TestApp::on(database, &flags).await;
     for (id, (url, kind)) in subscriptions.iter().zip(&refused) {

@@ -248,6 +248,16 @@ fn who_refuses_is_there_and_its_breaker_stays_closed() {
 }
 
 #[test]
+fn what_was_not_sent_says_nothing_of_the_receiver() {
+    let mut bench = Bench::new();
+    for _ in 0..9 {
+        bench.later(MS);
+        bench.pass(1, Verdict::Unsent);
+    }
+    assert_eq!((bench.class(1), bench.lanes.by_id[&lane(1)].failures), (Class::Unproven, 0));
+}
+
+#[test]
 fn failures_at_the_same_time_count_once() {
     let mut bench = Bench::new();
     bench.prove(1);
