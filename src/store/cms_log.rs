@@ -15,7 +15,7 @@ use super::{
 };
 use crate::domain::{ApplicationId, EventId};
 
-/// At how many rows of [`Portion`] one look is enough: many can be of one event.
+/// At how many rows one look is enough: many can be of one event.
 const ROWS_PER_LOOK: i64 = 1_000;
 /// Up to how many events that are told again are counted.
 const AGAIN_COUNTED_MAX: i64 = 10_000;
