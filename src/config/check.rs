@@ -44,12 +44,6 @@ const WORKER_POLL_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=60.0;
 /// The bounds of `DISPATCH_INLINE_MAX`, and of `DISPATCH_WAIT` in seconds.
 const DISPATCH_INLINE: std::ops::RangeInclusive<usize> = 0..=100;
 const DISPATCH_WAIT_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=300.0;
-/// The bounds of `IN_FLIGHT_MAX`: one lane may have half of it, and at least one request.
-const IN_FLIGHT: std::ops::RangeInclusive<usize> = 2..=100_000;
-const LANE_IN_FLIGHT: std::ops::RangeInclusive<usize> = 1..=10_000;
-/// The bounds of `BREAKER_FAILURES`, and of `BREAKER_PAUSE_MAX` in seconds.
-const BREAKER_FAILURES: std::ops::RangeInclusive<usize> = 0..=1_000;
-const BREAKER_PAUSE_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=3_600.0;
 /// What marks a secret as base64, and how many bytes it then has, as Standard Webhooks says.
 const SECRET_PREFIX: &str = "whsec_";
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
@@ -422,24 +416,6 @@ impl Settings {
         }
     }
 
-    /// `IN_FLIGHT_MAX` and `LANE_IN_FLIGHT_MAX`.
-    fn in_flight(&self) -> Result<(usize, usize), ConfigError> {
-        let all = within("IN_FLIGHT_MAX", self.in_flight_max as usize, &IN_FLIGHT)?;
-        let lane = self.lane_in_flight_max as usize;
-        let lane = within("LANE_IN_FLIGHT_MAX", lane, &LANE_IN_FLIGHT)?;
-        if lane > all / 2 { Err(ConfigError::Lane { lane, all }) } else { Ok((all, lane)) }
-    }
-
-    /// `BREAKER_FAILURES` and `BREAKER_PAUSE_MAX`.
-    fn breaker(&self) -> Result<Breaker, ConfigError> {
-        within("BREAKER_FAILURES", self.breaker_failures.into(), &BREAKER_FAILURES)?;
-        if !BREAKER_PAUSE_SECONDS.contains(&self.breaker_pause_max.0) {
-            return Err(bad("BREAKER_PAUSE_MAX", "must be 1 to 3600 seconds"));
-        }
-        let pause_max = self.breaker_pause_max.duration();
-        Ok(Breaker { failures: self.breaker_failures, pause_max })
-    }
-
     fn warnings(&self, suspicious_keys: &[String]) -> Vec<String> {
         let mut warnings = Vec::new();
         let secret = is_mistaken_for_base64(&self.webhook_secret.0);
@@ -515,7 +491,7 @@ pub(super) mod tests {
     }
 
     #[track_caller]
-    fn refused(flags: &[&str], variables: &[&str]) {
+    pub(in crate::config) fn refused(flags: &[&str], variables: &[&str]) {
         let message = check(flags).unwrap_err().to_string();
         for variable in variables {
             assert!(message.contains(variable), "{variable}: {message}");
@@ -545,25 +521,6 @@ pub(super) mod tests {
         }
         assert!(check(&[]).unwrap().encryption.is_none());
         refused(&["--encryption-key=hunter2"], &["ENCRYPTION_KEY"]);
-    }
-
-    #[test]
-    fn one_lane_has_half_of_the_slots_at_most() {
-        let both = ["LANE_IN_FLIGHT_MAX", "IN_FLIGHT_MAX (7)"];
-        refused(&["--in-flight-max=7", "--lane-in-flight-max=4"], &both);
-        let config = check(&["--in-flight-max=7", "--lane-in-flight-max=3"]).unwrap();
-        assert_eq!((config.in_flight_max, config.lane_in_flight_max), (7, 3));
-        check(&["--in-flight-max=2", "--lane-in-flight-max=1"]).unwrap();
-        refused(&["--in-flight-max=1", "--lane-in-flight-max=1"], &["IN_FLIGHT_MAX"]);
-        refused(&["--lane-in-flight-max=0"], &["LANE_IN_FLIGHT_MAX"]);
-    }
-
-    #[test]
-    fn the_breaker_is_bounded() {
-        refused(&["--breaker-failures=1001"], &["BREAKER_FAILURES"]);
-        refused(&["--breaker-pause-max=0.5"], &["BREAKER_PAUSE_MAX"]);
-        let breaker = check(&["--breaker-failures=0", "--breaker-pause-max=3600"]).unwrap().breaker;
-        assert_eq!((breaker.failures, breaker.pause_max.as_secs()), (0, 3_600));
     }
 
     #[test]

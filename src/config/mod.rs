@@ -6,6 +6,7 @@ mod cms;
 mod dns;
 mod encryption;
 mod instance;
+mod lanes;
 mod settings;
 mod signing;
 

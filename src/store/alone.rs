@@ -5,9 +5,11 @@
 //! else, and another does the work. Both are the work's own: it may take hours, and would take the
 //! places of others in the pool, and its session is set up for it.
 
-use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection};
+use std::time::Duration;
 
-use super::{Store, StoreError, bounded};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+
+use super::{Store, StoreError, bounded, bounded_by};
 
 /// The right to do something alone.
 pub(super) struct Alone {
@@ -33,6 +35,7 @@ impl Store {
                 .fetch_one(&mut guard)
                 .await?;
             if !is_ours {
+                guard.close().await?;
                 return Ok(None);
             }
             let mut connection = options.connect().await?;
@@ -44,14 +47,42 @@ impl Store {
 }
 
 impl Alone {
-    /// Gives the right back. What was done is done, however this ends.
-    pub async fn end(mut self) {
+    /// Runs the statements of each piece of work, one after the other, within `timeout` a piece, and
+    /// gives the right back. Tells what was done. A piece that fails holds up no other, and the first
+    /// error is told at the end.
+    pub async fn work(
+        mut self,
+        timeout: Duration,
+        work: Vec<(String, Vec<String>)>,
+    ) -> Result<Vec<String>, StoreError> {
+        let (mut done, mut failure) = (Vec::new(), None);
+        for (name, statements) in work {
+            let statements = async {
+                // One by one: several in one message would be a transaction.
+                for statement in statements {
+                    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut self.connection).await?;
+                }
+                Ok(())
+            };
+            match bounded_by(timeout, statements).await {
+                Ok(()) => done.push(name),
+                // The connection is in the middle of something: no more can be done on it.
+                Err(StoreError::TimedOut) => return Err(StoreError::TimedOut),
+                Err(error) => {
+                    tracing::debug!(%error, name, "not done");
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        // What was done is done, however this ends.
+        let _ = bounded(async { Ok(self.connection.close().await?) }).await;
         let _ = bounded(async {
             // Not left to the end of the session, which would free it later: whoever is next finds
             // it free.
             sqlx::raw_sql("rollback").execute(&mut self.guard).await?;
-            Ok(())
+            Ok(self.guard.close().await?)
         })
         .await;
+        failure.map_or(Ok(done), Err)
     }
 }

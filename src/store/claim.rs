@@ -74,10 +74,6 @@ impl Held for Claim {
         self.lane
     }
 
-    fn application(&self) -> ApplicationId {
-        self.application
-    }
-
     fn bytes(&self) -> usize {
         self.held_bytes
     }

@@ -11,7 +11,10 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, bounded, deliveries::Ranges, dispatches::TargetResult, queue::interval,
+    Store, StoreError, bounded,
+    deliveries::Ranges,
+    dispatches::{TargetResult, shown_attempt},
+    queue::interval,
 };
 use crate::domain::{ApplicationId, EventId};
 
@@ -271,7 +274,8 @@ const NEXT_QUEUED: &str = "
     order by min(place) limit $2";
 
 // Each by its range of the key. What is shown of a delivery is what `target_results` shows.
-const EVENT_LOGS: &str = "
+const EVENT_LOGS: &str = concat!(
+    "
     select asked.event_id, event.type as event_type, event.created_at, d.ended_count,
            coalesce(shown.request_url, d.target_url) as url, d.state, d.reason,
            shown.response_status, shown.duration_ms, shown.error_class, shown.error_message
@@ -283,21 +287,18 @@ const EVENT_LOGS: &str = "
         offset 0
     ) as event
     cross join lateral (
-        select delivery_id, target_url, state, reason, attempt_count,
+        select delivery_id, target_url, state, reason, attempt_count as attempts,
                count(*) over () as ended_count
         from delivery
         where application_id = asked.application_id and event_id = asked.event_id
           and delivery_id between asked.low and asked.high
         order by delivery_id limit $5
     ) as d
-    left join lateral (
-        select request_url, response_status, duration_ms, error_class, error_message
-        from attempt a
-        where d.attempt_count > 0 and a.delivery_id = d.delivery_id and not a.is_late
-        order by d.state = 'delivered' and a.error_class is null desc, a.claim_number desc
-        limit 1
-    ) as shown on true
-    order by d.delivery_id";
+    ",
+    shown_attempt!(),
+    "
+    order by d.delivery_id"
+);
 
 const NOTE: &str = "
     with told as (delete from cms_log_queue where place = any($1)),

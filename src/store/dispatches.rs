@@ -107,9 +107,24 @@ impl Store {
     }
 }
 
-// What has ended and is sent again is what it was. A delivered one is told by the attempt that it was
-// delivered by, whatever was tried afterwards.
-const TARGET_RESULTS: &str = "
+/// The attempt by which a delivery `d` is told, whose count of them is `attempts`. A delivered one is told
+/// by the attempt that it was delivered by, whatever was tried afterwards.
+macro_rules! shown_attempt {
+    () => {
+        "left join lateral (
+             select request_url, response_status, duration_ms, error_class, error_message
+             from attempt a
+             where d.attempts > 0 and a.delivery_id = d.delivery_id and not a.is_late
+             order by d.state = 'delivered' and a.error_class is null desc, a.claim_number desc
+             limit 1
+         ) as shown on true"
+    };
+}
+pub(super) use shown_attempt;
+
+// What has ended and is sent again is what it was.
+const TARGET_RESULTS: &str = concat!(
+    "
     select coalesce(shown.request_url, d.target_url) as url, d.state, d.reason,
            shown.response_status, shown.duration_ms, shown.error_class, shown.error_message
     from (
@@ -129,14 +144,11 @@ const TARGET_RESULTS: &str = "
         where application_id = $1 and event_id = $2 and delivery_id between $3 and $4
         order by delivery_id limit $5
     ) as d
-    left join lateral (
-        select request_url, response_status, duration_ms, error_class, error_message
-        from attempt a
-        where d.attempts > 0 and a.delivery_id = d.delivery_id and not a.is_late
-        order by d.state = 'delivered' and a.error_class is null desc, a.claim_number desc
-        limit 1
-    ) as shown on true
-    order by d.delivery_id";
+    ",
+    shown_attempt!(),
+    "
+    order by d.delivery_id"
+);
 
 // Each by its range of the key: the planner believes that the queue is empty.
 const SETTLED_EVENTS: &str = "

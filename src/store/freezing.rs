@@ -8,10 +8,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use super::{
-    Store, StoreError, bounded, bounded_by,
+    Store, StoreError, bounded,
     partitions::{DayState, TABLES, day_tables, start_of},
 };
 
@@ -36,25 +36,12 @@ impl Store {
         let Some(mut alone) = self.alone(FREEZE_LOCK, PACE.to_owned()).await? else {
             return Ok(Vec::new());
         };
-        let (mut frozen, mut failure) = (Vec::new(), None);
-        for name in bounded(days_over(&mut alone.connection)).await? {
+        let days = bounded(days_over(&mut alone.connection)).await?;
+        let vacuum = |name: String| {
             let vacuum = format!("vacuum (freeze, skip_locked) {name}");
-            let vacuum = async {
-                sqlx::raw_sql(AssertSqlSafe(vacuum)).execute(&mut alone.connection).await?;
-                Ok(())
-            };
-            match bounded_by(FREEZE_TIMEOUT, vacuum).await {
-                Ok(()) => frozen.push(name),
-                // The connection is in the middle of something: no more can be done on it.
-                Err(StoreError::TimedOut) => return Err(StoreError::TimedOut),
-                Err(error) => {
-                    tracing::debug!(%error, name, "a day was not frozen");
-                    failure.get_or_insert(error);
-                }
-            }
-        }
-        alone.end().await;
-        failure.map_or(Ok(frozen), Err)
+            (name, vec![vacuum])
+        };
+        alone.work(FREEZE_TIMEOUT, days.into_iter().map(vacuum).collect()).await
     }
 }
 

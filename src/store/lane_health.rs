@@ -11,6 +11,16 @@ use crate::domain::{ApplicationId, LaneId, pacing::Health};
 /// Rows of one look. What is beyond is seen by the next one.
 pub const ROWS_MAX: usize = 5_000;
 
+/// The rows of a [`HealthRow`].
+macro_rules! health {
+    () => {
+        "select lane_id, application_id, failures, told_by, updated_at,
+                extract(epoch from open_until - now())::float8 as open_s,
+                extract(epoch from paused_until - now())::float8 as paused_s
+         from lane_health"
+    };
+}
+
 /// How a lane fares. Times are from now on, by the database's clock.
 #[derive(Debug, sqlx::FromRow)]
 pub struct HealthRow {
@@ -73,13 +83,10 @@ impl Store {
         since: Option<DateTime<Utc>>,
     ) -> Result<Vec<HealthRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(
-                "select lane_id, application_id, failures, told_by, updated_at,
-                        extract(epoch from open_until - now())::float8 as open_s,
-                        extract(epoch from paused_until - now())::float8 as paused_s
-                 from lane_health where updated_at >= coalesce($1, '-infinity')
-                 order by updated_at limit $2",
-            )
+            Ok(sqlx::query_as(concat!(
+                health!(),
+                " where updated_at >= coalesce($1, '-infinity') order by updated_at limit $2"
+            ))
             .bind(since)
             .bind(i64::try_from(ROWS_MAX).unwrap_or(i64::MAX))
             .fetch_all(&self.pool)
@@ -91,15 +98,10 @@ impl Store {
     /// How one lane fares, if it does not answer well.
     pub async fn lane_health(&self, lane: LaneId) -> Result<Option<HealthRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(
-                "select lane_id, application_id, failures, told_by, updated_at,
-                        extract(epoch from open_until - now())::float8 as open_s,
-                        extract(epoch from paused_until - now())::float8 as paused_s
-                 from lane_health where lane_id = $1",
-            )
-            .bind(lane.uuid())
-            .fetch_optional(&self.pool)
-            .await?)
+            Ok(sqlx::query_as(concat!(health!(), " where lane_id = $1"))
+                .bind(lane.uuid())
+                .fetch_optional(&self.pool)
+                .await?)
         })
         .await
     }

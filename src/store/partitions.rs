@@ -133,20 +133,11 @@ impl Store {
         let session = format!("set {LOCK_TIMEOUT}");
         let Some(mut alone) = self.alone(DROP_LOCK, session).await? else { return Ok(Vec::new()) };
         let past = bounded(past_days(&mut alone.connection, retention)).await?;
-        let (mut dropped, mut failure) = (Vec::new(), None);
-        for (table, one) in past {
-            match bounded_by(DDL_TIMEOUT, drop_day(&mut alone.connection, table, &one)).await {
-                Ok(()) => dropped.push(one.name),
-                // The connection is in the middle of something: no more can be done on it.
-                Err(StoreError::TimedOut) => return Err(StoreError::TimedOut),
-                Err(error) => {
-                    tracing::debug!(%error, name = one.name, "a day was not dropped");
-                    failure.get_or_insert(error);
-                }
-            }
-        }
-        alone.end().await;
-        failure.map_or(Ok(dropped), Err)
+        let drop = |(table, one): (&str, DayTable)| {
+            let statements = drop_statements(table, &one);
+            (one.name, statements)
+        };
+        alone.work(DDL_TIMEOUT, past.into_iter().map(drop).collect()).await
     }
 }
 
@@ -213,12 +204,8 @@ async fn past_days(
     Ok(past)
 }
 
-/// Detaches and drops one day, from wherever an earlier round has left it.
-async fn drop_day(
-    connection: &mut PgConnection,
-    table: &str,
-    one: &DayTable,
-) -> Result<(), StoreError> {
+/// What detaches and drops one day, from wherever an earlier round has left it.
+fn drop_statements(table: &str, one: &DayTable) -> Vec<String> {
     let name = &one.name;
     let detach = match one.state {
         DayState::Attached => {
@@ -229,11 +216,7 @@ async fn drop_day(
         }
         DayState::Detached => None,
     };
-    // One by one: several in one message would be a transaction.
-    for statement in detach.into_iter().chain([format!("drop table {name}")]) {
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *connection).await?;
-    }
-    Ok(())
+    detach.into_iter().chain([format!("drop table {name}")]).collect()
 }
 
 /// Makes one day, or attaches the table again that an interrupted drop has left of it.

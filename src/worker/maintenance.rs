@@ -21,6 +21,8 @@ const DELETES_PER_ROUND: usize = 200;
 const MINUTES_PER_DELETE: i64 = 5_000;
 /// How long it is kept how a lane fares of which nothing new is told.
 const HEALTH_AGE: Duration = Duration::from_hours(1);
+/// Lanes that one statement forgets.
+const LANES_PER_DELETE: i64 = 5_000;
 /// Events refused from SQL that one statement deletes: each has a payload.
 const REFUSED_PER_DELETE: i64 = 500;
 /// What the CMS was to be told of that one statement drops.
@@ -118,47 +120,35 @@ async fn partitions(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn forget_keys(shared: &Shared) -> Result<(), StoreError> {
+/// Deletes in portions of so many rows, until one is not full or the round has had its share.
+async fn in_portions<D: Future<Output = Result<u64, StoreError>>>(
+    rows_max: i64,
+    delete: impl Fn(i64) -> D,
+) -> Result<(), StoreError> {
     for _ in 0..DELETES_PER_ROUND {
-        let deleted = shared.store.forget_idempotency_keys(KEYS_PER_DELETE).await?;
-        if i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
+        if delete(rows_max).await? < rows_max.unsigned_abs() {
             break;
         }
     }
     Ok(())
+}
+
+async fn forget_keys(shared: &Shared) -> Result<(), StoreError> {
+    in_portions(KEYS_PER_DELETE, |rows| shared.store.forget_idempotency_keys(rows)).await
 }
 
 async fn forget_statistics(shared: &Shared) -> Result<(), StoreError> {
-    for _ in 0..DELETES_PER_ROUND {
-        let age = shared.settings.retention.history;
-        if shared.store.forget_statistics(age, MINUTES_PER_DELETE).await?
-            < MINUTES_PER_DELETE.unsigned_abs()
-        {
-            break;
-        }
-    }
-    Ok(())
+    let age = shared.settings.retention.history;
+    in_portions(MINUTES_PER_DELETE, |rows| shared.store.forget_statistics(age, rows)).await
 }
 
 async fn forget_health(shared: &Shared) -> Result<(), StoreError> {
-    for _ in 0..DELETES_PER_ROUND {
-        let deleted = shared.store.forget_health(HEALTH_AGE, KEYS_PER_DELETE).await?;
-        if i64::try_from(deleted).unwrap_or(0) < KEYS_PER_DELETE {
-            break;
-        }
-    }
-    Ok(())
+    in_portions(LANES_PER_DELETE, |rows| shared.store.forget_health(HEALTH_AGE, rows)).await
 }
 
 async fn forget_refused(shared: &Shared) -> Result<(), StoreError> {
     let keep = shared.settings.retention.payload;
-    for _ in 0..DELETES_PER_ROUND {
-        let deleted = shared.store.forget_refused(keep, REFUSED_PER_DELETE).await?;
-        if i64::try_from(deleted).unwrap_or(0) < REFUSED_PER_DELETE {
-            break;
-        }
-    }
-    Ok(())
+    in_portions(REFUSED_PER_DELETE, |rows| shared.store.forget_refused(keep, rows)).await
 }
 
 /// Also where no CMS is told any more.

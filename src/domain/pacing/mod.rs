@@ -36,7 +36,7 @@ use self::{
     claims::Claims,
     lane::{Lane, Wait},
     rings::Ring,
-    slots::Slots,
+    slots::{APPLICATION_FACTOR, Slots},
 };
 pub use self::{
     claims::{Claimed, LaneQuota},
@@ -76,8 +76,6 @@ pub struct Breaker {
 const LANES_MAX: usize = 100_000;
 /// How many deliveries of a lane may wait in memory for its first answer.
 const UNPROVEN_HELD_MAX: usize = 1_024;
-/// What one application may hold is at most so many times what is free.
-const APPLICATION_FACTOR: usize = 4;
 /// Only what is due within this is noted; the database remembers the rest, and the discovery finds
 /// it in time. Otherwise every lane with a retry in some hours would be remembered until then.
 pub const DUE_HORIZON: Duration = Duration::from_secs(60);
@@ -88,8 +86,6 @@ const MEMORY: Duration = Duration::from_mins(10);
 pub trait Held {
     /// Its lane.
     fn lane(&self) -> LaneId;
-    /// Its application.
-    fn application(&self) -> ApplicationId;
     /// How many payload bytes it holds.
     fn bytes(&self) -> usize;
 }

@@ -13,10 +13,10 @@ pub const SLOW: Duration = Duration::from_secs(1);
 /// How old a request of a suspect lane gets while slots are short, and while there are none.
 const CUT_AFTER: Duration = Duration::from_secs(5);
 const CUT_AFTER_WHEN_FULL: Duration = Duration::from_secs(2);
-/// What one application may have of a class is at most so many times what nobody has: so there is
-/// always some for who has none, and nearly all for who is alone (a dynamic threshold; Choudhury and
-/// Hahne, 1998).
-const FACTOR: usize = 4;
+/// What one application may have, of the slots of a class or of what is held, is at most so many times
+/// what nobody has: so there is always some for who has none, and nearly all for who is alone (a
+/// dynamic threshold; Choudhury and Hahne, 1998).
+pub const APPLICATION_FACTOR: usize = 4;
 
 /// A request under way. A later one never has the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,6 @@ struct UnderWay {
     number: u32,
     lane: LaneId,
     began: Instant,
-    is_demoted: bool,
     is_cut: bool,
 }
 
@@ -106,7 +105,7 @@ impl Slots {
         }
         let free = self.share(class).saturating_sub(self.used(class));
         let own = self.of_application.get(&(class, application)).copied().unwrap_or_default();
-        own < free * FACTOR
+        own < free * APPLICATION_FACTOR
     }
 
     /// Whether lanes of this class may be claimed from: for what can be started soon.
@@ -140,7 +139,7 @@ impl Slots {
     pub fn begin(&mut self, lane: LaneId, now: Instant) -> Slot {
         let number = self.next_number;
         self.next_number = number.wrapping_add(1);
-        let one = UnderWay { number, lane, began: now, is_demoted: false, is_cut: false };
+        let one = UnderWay { number, lane, began: now, is_cut: false };
         let place = self.free.pop().unwrap_or_else(|| {
             self.under_way.push(None);
             u32::try_from(self.under_way.len() - 1).unwrap_or(u32::MAX)
@@ -170,26 +169,18 @@ impl Slots {
         self.under_way.get(slot.place as usize)?.as_ref().filter(|one| one.number == slot.number)
     }
 
-    fn get_mut(&mut self, slot: Slot) -> Option<&mut UnderWay> {
-        let one = self.under_way.get_mut(slot.place as usize)?.as_mut();
-        one.filter(|one| one.number == slot.number)
-    }
-
     /// The next lane of which a request has been under way for [`SLOW`].
     pub fn next_slow(&mut self, now: Instant) -> Option<LaneId> {
         while let Some(&slot) = self.young.front() {
-            let Some(one) = self.get_mut(slot) else {
-                self.young.pop_front();
-                continue;
+            let slow = match self.get(slot) {
+                Some(one) if now < one.began + SLOW => return None,
+                slow => slow.map(|one| one.lane),
             };
-            if now < one.began + SLOW {
-                return None;
-            }
-            one.is_demoted = true;
-            let lane = one.lane;
             self.young.pop_front();
-            self.old.push_back(slot);
-            return Some(lane);
+            if slow.is_some() {
+                self.old.push_back(slot);
+                return slow;
+            }
         }
         None
     }
@@ -197,25 +188,21 @@ impl Slots {
     /// Marks requests as cut while slots are short: those that `may_be_cut`, the oldest first. Tells
     /// how many.
     pub fn cut(&mut self, now: Instant, may_be_cut: impl Fn(LaneId) -> bool) -> usize {
-        self.old.retain(|&slot| {
-            let one = self.under_way.get(slot.place as usize).and_then(Option::as_ref);
-            one.is_some_and(|one| one.number == slot.number)
-        });
+        let mut old = std::mem::take(&mut self.old);
+        old.retain(|&slot| self.get(slot).is_some());
+        self.old = old;
         if !self.is_short() {
             return 0;
         }
         let after = if self.total() >= self.max { CUT_AFTER_WHEN_FULL } else { CUT_AFTER };
         let mut count = 0;
-        for place in 0..self.old.len() {
-            let slot = self.old[place];
-            let Some(one) = self.get(slot) else { continue };
+        for slot in &self.old {
+            let Some(Some(one)) = self.under_way.get_mut(slot.place as usize) else { continue };
             if now < one.began + after {
                 break;
             }
             if !one.is_cut && may_be_cut(one.lane) {
-                if let Some(one) = self.get_mut(slot) {
-                    one.is_cut = true;
-                }
+                one.is_cut = true;
                 count += 1;
             }
         }

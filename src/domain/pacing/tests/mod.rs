@@ -16,10 +16,6 @@ impl Held for Delivery {
         self.0
     }
 
-    fn application(&self) -> ApplicationId {
-        of(self.0)
-    }
-
     fn bytes(&self) -> usize {
         10
     }
