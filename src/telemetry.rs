@@ -20,6 +20,7 @@ use crate::{
 const BATCH_EVENTS: &str = "dispatcher_ingest_batch_events";
 const BATCH_SECONDS: &str = "dispatcher_ingest_batch_seconds";
 const EVENTS: &str = "dispatcher_events_total";
+const ASTRAY: &str = "dispatcher_deliveries_astray_total";
 const BORN_CLAIMED: &str = "dispatcher_deliveries_born_claimed_total";
 const LEFT_IN_QUEUE: &str = "dispatcher_deliveries_left_in_queue_total";
 const CLAIMED: &str = "dispatcher_deliveries_claimed_total";
@@ -91,6 +92,7 @@ struct Metrics {
     batch_seconds: Histogram,
     accepted: Counter,
     rejected: Counter,
+    astray: Counter,
     born_claimed: Counter,
     left_in_queue: Counter,
     claimed: Counter,
@@ -153,6 +155,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         batch_seconds: histogram!(BATCH_SECONDS),
         accepted: counter!(EVENTS, "result" => "accepted"),
         rejected: counter!(EVENTS, "result" => "rejected"),
+        astray: counter!(ASTRAY),
         born_claimed: counter!(BORN_CLAIMED),
         left_in_queue: counter!(LEFT_IN_QUEUE),
         claimed: counter!(CLAIMED),
@@ -218,6 +221,12 @@ pub fn submitted(is_accepted: bool) {
 /// Deliveries were handed over after their commit.
 pub fn born_claimed(count: usize) {
     METRICS.born_claimed.increment(count as u64);
+}
+
+/// Deliveries in memory were given back: another process sees to their lane, or they missed the time
+/// that a rate gave them.
+pub fn went_astray(count: usize) {
+    METRICS.astray.increment(count as u64);
 }
 
 /// Deliveries were stored without an owner.

@@ -84,6 +84,17 @@ export const webhookSubscriptions: CollectionConfig = {
           admin: { description: 'Delays in seconds, such as [60, 300, 900, 3600]' },
         },
         { name: 'disableAfterSeconds', type: 'number', min: 0 },
+        {
+          name: 'rateLimit',
+          type: 'json',
+          admin: { description: 'Requests in a time: {"count": 10, "per_seconds": 1}' },
+        },
+        {
+          name: 'maxInFlight',
+          type: 'number',
+          min: 1,
+          admin: { description: 'Requests at a time' },
+        },
       ],
     },
   ],

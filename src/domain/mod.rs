@@ -25,6 +25,7 @@ pub mod filter;
 pub mod hosts;
 pub mod ids;
 pub mod json;
+pub mod limits;
 pub mod named_keys;
 pub mod operator;
 pub mod outcome;
@@ -51,6 +52,7 @@ pub use ids::{
     ApiKeyId, ApplicationId, AttemptId, DeliveryId, ErasureId, EventId, LaneId, ReplayId,
     SigningKeyId, SubscriptionId,
 };
+pub use limits::{LaneLimit, Pace, RateLimit};
 pub use named_keys::{KeyName, NamedKeys};
 pub use outcome::{ErrorClass, Outcome};
 pub use retry::{Decision, RetryPolicy};

@@ -7,7 +7,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    PatternIndex, Subscription, SubscriptionId,
+    LaneLimit, PatternIndex, Subscription, SubscriptionId,
     event::{Route, Submission},
     filter::EventDocument,
     hosts::AllowedHosts,
@@ -107,6 +107,8 @@ pub struct Destination {
     pub is_parked: bool,
     /// How an explicit target is called, if the request says more than its URL.
     pub settings: Option<Arc<TargetSettings>>,
+    /// What the owner of the subscription bounds.
+    pub limit: Option<LaneLimit>,
 }
 
 /// The deliveries that a submission comes to, in a stable order.
@@ -141,6 +143,7 @@ fn explicit(
         target: target.clone(),
         is_parked: false,
         settings,
+        limit: None,
     }
 }
 
@@ -151,6 +154,7 @@ fn destination(subscription: &Subscription) -> Destination {
         target: subscription.sending.target.clone(),
         is_parked: !subscription.is_active,
         settings: None,
+        limit: Some(subscription.limit),
     }
 }
 
@@ -192,6 +196,7 @@ mod tests {
             revision: 1,
             is_active: true,
             disable_after: None,
+            limit: LaneLimit::default(),
             event_types: EventTypePatterns::parse(types).unwrap(),
             filter: filter.map(|text| Filter::parse(text).unwrap()),
             sending: Sending {
@@ -286,6 +291,7 @@ mod tests {
             target,
             is_parked: false,
             settings: None,
+            limit: None,
         };
         assert_eq!(route(&snapshot, &submission), [expected]);
     }

@@ -7,7 +7,7 @@ use http::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    EventTypePatterns, RetryPolicy, SigningKey, SigningKeyId, SubscriptionId, TargetUrl,
+    EventTypePatterns, LaneLimit, RetryPolicy, SigningKey, SigningKeyId, SubscriptionId, TargetUrl,
     filter::Filter,
     retry::{DELAYS_MAX, RetryPolicyError},
     signature::SigningKeys,
@@ -32,6 +32,8 @@ pub struct Subscription {
     pub is_active: bool,
     /// How long all may fail before it is disabled, if not as the settings say; zero: for ever.
     pub disable_after: Option<Duration>,
+    /// What its owner bounds.
+    pub limit: LaneLimit,
     /// Which event types it means.
     pub event_types: EventTypePatterns,
     /// Which events of these.

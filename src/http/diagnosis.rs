@@ -232,6 +232,8 @@ fn changed(before: &SettingsRow, after: &SettingsRow) -> Vec<&'static str> {
         ("disable_after_seconds", before.disable_after_s != after.disable_after_s),
         ("timeout_seconds", before.timeout_ms != after.timeout_ms),
         ("retry", before.retry != after.retry),
+        ("rate_limit", before.rate_limit != after.rate_limit),
+        ("max_in_flight", before.max_in_flight != after.max_in_flight),
         ("payload_format", before.payload_format != after.payload_format),
         ("schema_version", before.schema_version != after.schema_version),
         ("inbound_secret", before.sealed_inbound_secret != after.sealed_inbound_secret),

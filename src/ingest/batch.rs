@@ -206,6 +206,7 @@ mod tests {
                 target: target.clone(),
                 is_parked: false,
                 settings: None,
+                limit: None,
             };
             Some(Routed { version: 1, destinations: vec![destination; count] })
         });

@@ -18,14 +18,15 @@ use tokio::sync::Notify;
 use super::Waiters;
 use crate::{
     domain::{
-        ApplicationId, DeliveryId, LaneId,
-        pacing::{DUE_HORIZON, Lanes, Limits, Slot, Verdict},
+        ApplicationId, DeliveryId, LaneId, LaneLimit,
+        pacing::{Begin, DUE_HORIZON, Lanes, Limits, Members, Slot, Verdict},
     },
     store::{
         Store,
         dispatchers::DispatcherId,
         queue::{Claim, ClaimToken, Release},
     },
+    telemetry,
 };
 
 /// The desk between accepting and sending.
@@ -116,17 +117,18 @@ impl Handover {
         self.is_closing.store(true, Ordering::Release);
     }
 
-    /// Asks for room for a delivery that is about to be inserted. `Some` is the owner to insert it
-    /// with; it must be followed by [`Self::hand_over`] or [`Self::take_back`].
+    /// Asks for room for a delivery that is about to be inserted, and says what its subscription
+    /// bounds. `Some` is the owner to insert it with; it must be followed by [`Self::hand_over`] or [`Self::take_back`].
     pub fn reserve(
         &self,
         id: DeliveryId,
         lane: LaneId,
-        application: ApplicationId,
+        (application, limit): (ApplicationId, Option<LaneLimit>),
         bytes: usize,
     ) -> Option<DispatcherId> {
         let owner = self.owner().filter(|_| !self.is_closing.load(Ordering::Acquire))?;
-        if !self.lanes().reserve(lane, application, bytes, Instant::now()) {
+        let of = (application, limit.as_ref());
+        if !self.lanes().reserve(lane, of, bytes, Instant::now()) {
             return None;
         }
         self.hold(id, ClaimToken { owner, number: 1 });
@@ -229,6 +231,50 @@ impl Handover {
     /// Wakes whoever starts.
     pub fn wake_starter(&self) {
         self.startable.notify_one();
+    }
+
+    /// Says what the owner of a lane bounds.
+    pub fn set_limit(&self, lane: LaneId, limit: &LaneLimit) {
+        self.lanes().set_limit(lane, limit);
+        self.startable.notify_one();
+    }
+
+    /// Waits until a request may begin by the rate of its lane, if that has one; `false` if it may not
+    /// any more.
+    pub async fn begin(&self, lane: LaneId, time: Option<Instant>) -> bool {
+        loop {
+            let begin = self.lanes().begin(lane, time, Instant::now());
+            match begin {
+                Begin::Now => return true,
+                Begin::At(at) => tokio::time::sleep_until(at.into()).await,
+                Begin::Late => return false,
+            }
+        }
+    }
+
+    /// Says which processes there are.
+    pub fn set_members(&self, members: Members) {
+        self.and_wake_claimer(|lanes| lanes.set_members(members));
+        self.startable.notify_one();
+    }
+
+    /// Gives back to the database what is in memory and not to be sent from here, or not now.
+    pub async fn release_astray(&self, store: &Store) {
+        let astray = self.lanes().take_astray();
+        if astray.is_empty() {
+            return;
+        }
+        telemetry::went_astray(astray.len());
+        let claims: Vec<_> = astray.iter().map(|claim| (claim.delivery_id, claim.token)).collect();
+        if let Err(error) = store.release(&claims, Release::InPlace).await {
+            tracing::debug!(%error, "left to the reconciliation");
+        }
+        self.forget_all(claims);
+        let mut lanes: Vec<_> =
+            astray.iter().map(|claim| (claim.lane, claim.application)).collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        self.leave_in_queue(lanes);
     }
 
     /// Notes what an attempt says about its lane; returns what waited for one that is now paused or

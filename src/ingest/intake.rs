@@ -47,7 +47,8 @@ impl Intake {
     ) -> NewEvent<'a> {
         let deliveries = destinations.into_iter().enumerate().map(|(ordinal, destination)| {
             let delivery_id = DeliveryId::of_event(event_id, ordinal);
-            let Destination { lane, subscription, target, is_parked, settings } = destination;
+            let Destination { lane, subscription, target, is_parked, settings, limit } =
+                destination;
             let sealed = |settings| {
                 let keys = self.routes.sealing();
                 NewTargetSettings::sealed(delivery_id, settings, keys, rand::random())
@@ -57,8 +58,12 @@ impl Intake {
                 NewDelivery { delivery_id, lane, subscription, target, owner, is_parked, settings };
             if !is_parked {
                 let bytes = delivery.held_bytes(submission);
-                delivery.owner =
-                    self.handover.reserve(delivery_id, lane, submission.application, bytes);
+                delivery.owner = self.handover.reserve(
+                    delivery_id,
+                    lane,
+                    (submission.application, limit),
+                    bytes,
+                );
             }
             delivery
         });
@@ -102,6 +107,8 @@ impl Intake {
                             .settings
                             .map_or(Calling::Usual, |one| Calling::As(one.settings)),
                         held_bytes,
+                        is_limited: false,
+                        time: None,
                     }),
                     (Stored::New, None) if !delivery.is_parked => {
                         left_in_queue.push((delivery.lane, event.submission.application));

@@ -4,7 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crate::{
     domain::{
-        AllowedHosts, ApplicationId, EventTypePatterns, SigningKey, SubscriptionId, TargetUrl,
+        AllowedHosts, ApplicationId, EventTypePatterns, LaneLimit, Pace, RateLimit, SigningKey,
+        SubscriptionId, TargetUrl,
         filter::Filter,
         routing::{Place, Snapshot},
         sealing::SealingKeys,
@@ -79,6 +80,11 @@ fn subscription<'k>(
         disable_after: settings
             .disable_after_s
             .map(|s| Duration::from_secs(s.unsigned_abs().into())),
+        limit: LaneLimit {
+            revision: row.revision,
+            max_in_flight: settings.max_in_flight.map(i32::unsigned_abs),
+            pace: settings.rate_limit.as_deref().map(pace).transpose()?,
+        },
         event_types: EventTypePatterns::parse(&settings.event_types)
             .map_err(|_| Unreadable("event_types"))?,
         filter: filter.map_err(|_| Unreadable("filter"))?,
@@ -99,6 +105,11 @@ fn subscription<'k>(
             schema_version: settings.schema_version.clone(),
         },
     })
+}
+
+fn pace(json: &str) -> Result<Pace, Unreadable> {
+    let limit: RateLimit = serde_json::from_str(json).map_err(|_| Unreadable("rate_limit"))?;
+    limit.pace().map_err(|_| Unreadable("rate_limit"))
 }
 
 fn retry(json: &str) -> Result<crate::domain::RetryPolicy, Unreadable> {

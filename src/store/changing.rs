@@ -7,14 +7,15 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use super::{
     StoreError,
-    queue::interval,
+    queue::{interval, micros},
     subscription_changes::{
         Changed, NewSigningKey, NewSubscription, SIGNING_KEYS_MAX, SUBSCRIPTIONS_MAX,
     },
     subscriptions::SettingsRow,
 };
 use crate::domain::{
-    ApplicationId, SubscriptionId, event::OPERATOR_TYPES, operator, subscription::DisabledBecause,
+    ApplicationId, Pace, RateLimit, SubscriptionId, event::OPERATOR_TYPES, operator,
+    subscription::DisabledBecause,
 };
 
 /// A change under way: the application is taken until its end.
@@ -139,7 +140,50 @@ impl Change<'_> {
         .bind(self.version)
         .execute(&mut *self.transaction)
         .await?;
+        sqlx::query("delete from lane_limit where lane_id = $1")
+            .bind(id.lane().uuid())
+            .execute(&mut *self.transaction)
+            .await?;
         Ok(deleted.rows_affected() > 0)
+    }
+
+    /// Tells the claims what a revision bounds. The times that are taken stay so.
+    async fn set_lane_limit(
+        &mut self,
+        id: SubscriptionId,
+        revision: i32,
+        settings: &SettingsRow,
+    ) -> Result<(), StoreError> {
+        let refused = || StoreError::Refused(sqlx::Error::Encode("no such rate".into()));
+        let pace = settings.rate_limit.as_deref().map(|json| {
+            let limit: RateLimit = serde_json::from_str(json).map_err(|_| refused())?;
+            limit.pace().map_err(|_| refused())
+        });
+        let pace = pace.transpose()?;
+        let of_pace = |part: fn(&Pace) -> Duration| pace.as_ref().map(part).map(micros);
+        sqlx::query(
+            "with changed as (
+                 update lane_limit
+                 set revision = $2, max_in_flight = $3, step_us = $4,
+                     tolerance_us = coalesce($5, 0), slack_us = coalesce($6, 0)
+                 where lane_id = $1
+                 returning lane_id
+             )
+             insert into lane_limit
+                 (lane_id, revision, max_in_flight, step_us, tolerance_us, slack_us)
+             select $1, $2, $3, $4, coalesce($5, 0), coalesce($6, 0)
+             where ($3::int is not null or $4::bigint is not null)
+               and not exists (select from changed)",
+        )
+        .bind(id.lane().uuid())
+        .bind(revision)
+        .bind(settings.max_in_flight)
+        .bind(of_pace(|pace| pace.step))
+        .bind(of_pace(|pace| pace.tolerance))
+        .bind(of_pace(|pace| pace.slack))
+        .execute(&mut *self.transaction)
+        .await?;
+        Ok(())
     }
 
     /// Makes a key the current one of a subscription. Those before sign beside it for the overlap.
@@ -237,9 +281,9 @@ impl Change<'_> {
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
                  signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because, disable_after_s
+                 disabled_at, disabled_because, disable_after_s, max_in_flight, rate_limit
              ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                       $18, $19, $20, $21)",
+                       $18, $19, $20, $21, $22, $23)",
         )
         .bind(id.uuid())
         .bind(revision)
@@ -262,8 +306,11 @@ impl Change<'_> {
         .bind(settings.disabled_at)
         .bind(settings.disabled_because.as_deref())
         .bind(settings.disable_after_s)
+        .bind(settings.max_in_flight)
+        .bind(settings.rate_limit.as_deref())
         .execute(&mut *self.transaction)
         .await?;
+        self.set_lane_limit(id, revision, settings).await?;
         let names_operators =
             settings.event_types.iter().any(|pattern| pattern.starts_with(OPERATOR_TYPES));
         sqlx::query(
@@ -306,13 +353,13 @@ impl Change<'_> {
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
                  signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because, disable_after_s
+                 disabled_at, disabled_because, disable_after_s, max_in_flight, rate_limit
              )
              select subscription_id, revision + 1, $3, target_url, method, event_types,
                     filter, is_active and $4::text is null, timeout_ms, retry, payload_format, schema_version, signing,
                     signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
                     case when $4 is null then disabled_at else now() end,
-                    coalesce($4, disabled_because), disable_after_s
+                    coalesce($4, disabled_because), disable_after_s, max_in_flight, rate_limit
              from subscription_revision where subscription_id = $1 and revision = $2",
         )
         .bind(id.uuid())

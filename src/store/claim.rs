@@ -1,6 +1,9 @@
 //! What a process holds of a delivery, from its claim to its recorded result.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -11,8 +14,8 @@ use super::{
     targets::{Calling, TargetColumns},
 };
 use crate::domain::{
-    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, Run,
-    SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
+    ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, LaneLimit,
+    Pace, Run, SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
     sealing::SealingKeys, subscription::Method,
 };
 
@@ -60,6 +63,10 @@ pub struct Claim {
     pub calling: Calling,
     /// What it holds in memory: the payload, and what its caller said about the target.
     pub held_bytes: usize,
+    /// Its lane was limited when it was claimed.
+    pub is_limited: bool,
+    /// When it may begin, of a lane with a rate.
+    pub time: Option<Instant>,
 }
 
 impl Claim {
@@ -76,6 +83,10 @@ impl Held for Claim {
 
     fn bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    fn time(&self) -> Option<Instant> {
+        self.time
     }
 }
 
@@ -100,6 +111,23 @@ pub struct ClaimedRow {
     target_settings: TargetColumns,
     /// Older than a delivery may be: it must be buried, not sent.
     pub is_expired: bool,
+    #[sqlx(flatten)]
+    limit: LimitColumns,
+    /// When it may begin, of a lane with a rate.
+    #[sqlx(skip)]
+    time: Option<Instant>,
+}
+
+/// What is known of its lane's limit when a row is claimed.
+#[derive(Debug, sqlx::FromRow)]
+struct LimitColumns {
+    limit_revision: Option<i32>,
+    max_in_flight: Option<i32>,
+    step_us: Option<i64>,
+    tolerance_us: Option<i64>,
+    slack_us: Option<i64>,
+    /// From the claim on, when the first of the lane's rows may begin.
+    first_in_us: Option<i64>,
 }
 
 impl ClaimedRow {
@@ -138,6 +166,44 @@ impl ClaimedRow {
         self.due_at
     }
 
+    /// When it may begin, of a lane with a rate.
+    pub fn time(&self) -> Option<Instant> {
+        self.time
+    }
+
+    /// What its lane's owner bounds; `None` if nothing is known of that.
+    pub fn limit(&self) -> Option<LaneLimit> {
+        let LimitColumns { max_in_flight, step_us, tolerance_us, slack_us, .. } = self.limit;
+        let us = |us: i64| Duration::from_micros(us.unsigned_abs());
+        let pace = step_us.zip(tolerance_us).zip(slack_us);
+        Some(LaneLimit {
+            revision: self.limit.limit_revision?,
+            max_in_flight: max_in_flight.map(i32::unsigned_abs),
+            pace: pace.map(|((step, tolerance), slack)| Pace {
+                step: us(step),
+                tolerance: us(tolerance),
+                slack: us(slack),
+            }),
+        })
+    }
+
+    /// Gives the rows of lanes with a rate, which are in order, their times: the first of each lane
+    /// has that of the claim, which was answered then, and each other one the next.
+    pub(super) fn set_times(rows: &mut [Self], answered_at: Instant) {
+        let (mut lane, mut next_us) = (None, 0);
+        for row in rows {
+            let (Some(first_in_us), Some(step_us)) = (row.limit.first_in_us, row.limit.step_us)
+            else {
+                continue;
+            };
+            if lane != Some(row.lane_id) {
+                (lane, next_us) = (Some(row.lane_id), first_in_us);
+            }
+            row.time = Some(answered_at + Duration::from_micros(next_us.max(0).unsigned_abs()));
+            next_us += step_us;
+        }
+    }
+
     /// Why it is sent.
     pub fn run(&self) -> Run {
         // The names are held by a constraint of the table.
@@ -165,7 +231,10 @@ impl ClaimedRow {
         let Ok(target) = TargetUrl::parse(&self.target_url) else { return Err(self) };
         let calling = self.target_settings.calling(self.delivery_id(), keys);
         let held_bytes = self.held_bytes();
+        let is_limited = self.limit().is_some_and(|limit| limit.bounds());
         Ok(Claim {
+            is_limited,
+            time: self.time,
             delivery_id: self.delivery_id(),
             token: self.token(owner),
             event_id: self.event_id(),

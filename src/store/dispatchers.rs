@@ -31,8 +31,8 @@ pub struct Heartbeat {
     pub database_time: DateTime<Utc>,
     /// Whether the process still counts as alive. If not, its rows may be with others already.
     pub is_registered: bool,
-    /// How many processes are registered.
-    pub dispatchers: i64,
+    /// The processes that are registered.
+    pub dispatchers: Vec<i32>,
 }
 
 impl Store {
@@ -57,7 +57,7 @@ impl Store {
                  )
                  select clock_timestamp() as database_time,
                         exists (select from beat) as is_registered,
-                        (select count(*) from dispatcher) as dispatchers",
+                        array(select dispatcher_id from dispatcher) as dispatchers",
             )
             .bind(id)
             .fetch_one(&self.pool)

@@ -9,7 +9,7 @@
 //! - A lease ends when its process has not beaten for some seconds by the database's clock; then
 //!   [`Store::release_orphans`] gives its rows back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeZone, Utc};
@@ -28,6 +28,9 @@ use crate::domain::{ApplicationId, DeliveryId, EventId, LaneId, pacing::LaneQuot
 
 /// How many leases may be lost in a row before a delivery is dead.
 pub const INTERRUPTIONS_MAX: i16 = 20;
+/// How far ahead claims take the times of a lane with a rate: enough that they come together, and few
+/// enough that little is lost with a process. The next claim follows when half of it is over.
+const HORIZON: Duration = Duration::from_millis(250);
 
 /// A lane that has work in the database.
 #[derive(Debug, sqlx::FromRow)]
@@ -80,28 +83,38 @@ pub struct Orphans {
 }
 
 impl Store {
-    /// Claims what is due in the planned lanes, at most the quota of each. Rows that another
-    /// transaction holds are skipped, never waited for.
+    /// Claims what is due in the planned lanes, at most the quota of each, and of lanes with a rate
+    /// what may begin within [`HORIZON`]: their rows get their times, which are spent with the commit.
+    /// Rows that another transaction holds are skipped, never waited for; the times of a lane are
+    /// waited for.
     pub async fn claim_due(
         &self,
         owner: DispatcherId,
         plan: &[LaneQuota],
         age_max: Duration,
     ) -> Result<Vec<ClaimedRow>, StoreError> {
+        let mut plan: Vec<&LaneQuota> = plan.iter().collect();
+        // Two claims wait for each other's lanes in one direction only.
+        plan.sort_unstable_by_key(|part| part.lane);
         let lanes: Vec<Uuid> = plan.iter().map(|part| part.lane.uuid()).collect();
         let quotas: Vec<i32> =
             plan.iter().map(|part| i32::try_from(part.quota).unwrap_or(i32::MAX)).collect();
         let marks: Vec<DateTime<Utc>> =
             plan.iter().map(|part| part.mark.unwrap_or_else(beginning_of_time)).collect();
+        let taken_us: Vec<i64> = plan.iter().map(|part| micros(part.taken_until)).collect();
         bounded(async {
-            Ok(sqlx::query_as(CLAIM_DUE)
+            let mut rows: Vec<ClaimedRow> = sqlx::query_as(CLAIM_DUE)
                 .bind(lanes)
                 .bind(quotas)
                 .bind(marks)
                 .bind(owner)
                 .bind(interval(age_max))
+                .bind(taken_us)
+                .bind(micros(HORIZON))
                 .fetch_all(&self.pool)
-                .await?)
+                .await?;
+            ClaimedRow::set_times(&mut rows, Instant::now());
+            Ok(rows)
         })
         .await
     }
@@ -141,16 +154,24 @@ impl Store {
         .await
     }
 
-    /// Tells when the first row of each of these lanes is due, not looking below its mark.
+    /// Tells when the first row of each of these lanes is due for this process, not looking below its
+    /// mark; of a lane with a rate also when its next time is near.
     pub async fn next_due(
         &self,
+        owner: DispatcherId,
         lanes: &[(LaneId, Option<DateTime<Utc>>)],
     ) -> Result<Vec<LaneHead>, StoreError> {
         let ids: Vec<Uuid> = lanes.iter().map(|(lane, _)| lane.uuid()).collect();
         let marks: Vec<DateTime<Utc>> =
             lanes.iter().map(|(_, mark)| mark.unwrap_or_else(beginning_of_time)).collect();
         bounded(async {
-            Ok(sqlx::query_as(NEXT_DUE).bind(ids).bind(marks).fetch_all(&self.pool).await?)
+            Ok(sqlx::query_as(NEXT_DUE)
+                .bind(ids)
+                .bind(marks)
+                .bind(owner)
+                .bind(micros(HORIZON / 2))
+                .fetch_all(&self.pool)
+                .await?)
         })
         .await
     }
@@ -223,22 +244,63 @@ impl Store {
     }
 }
 
+/// The next time of a lane with a rate (`l`) that the process may take. Who did not take the last one
+/// keeps the distance by which that may have been late, and a quarter of a second for the way here.
+macro_rules! next_time {
+    ($owner:literal) => {
+        concat!(
+            "(l.next_at + case when l.taken_by is distinct from ",
+            $owner,
+            " then (l.slack_us + 250000) * interval '1 microsecond' else interval '0' end)"
+        )
+    };
+}
+
 // As in `record`: the planner believes that the queue has one row, so rows are found by key or by
 // place, never by a join.
-const CLAIM_DUE: &str = "
-    with wanted as materialized (
-        select * from unnest($1::uuid[], $2::int[], $3::timestamptz[]) as w(lane_id, quota, mark)
+const CLAIM_DUE: &str = concat!(
+    "with wanted as materialized (
+        select * from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::bigint[])
+            as w(lane_id, quota, mark, taken_us)
+    ),
+    paced as materialized (
+        select l.*, first.at,
+               greatest(0, floor(
+                   (extract(epoch from now() - first.at) * 1000000 + l.tolerance_us + $7) / l.step_us
+               ) + 1)::bigint as room
+        from wanted
+        cross join lateral (
+            select * from lane_limit l
+            where l.lane_id = wanted.lane_id and l.step_us is not null
+            for no key update
+        ) as l
+        cross join lateral (
+            select greatest(",
+    next_time!("$4"),
+    ", now() + wanted.taken_us * interval '1 microsecond') as at
+        ) as first
+    ),
+    limits as materialized (
+        select lane_id, revision, max_in_flight, step_us, tolerance_us, slack_us, at from paced
+        union all
+        select l.lane_id, l.revision, l.max_in_flight, null, null, null, null
+        from wanted
+        cross join lateral (
+            select * from lane_limit l
+            where l.lane_id = wanted.lane_id and l.step_us is null offset 0
+        ) as l
     ),
     due as (
         select head.place
         from wanted
+        left join paced on paced.lane_id = wanted.lane_id
         cross join lateral (
             select q.ctid as place
             from delivery_queue q
             where q.lane_id = wanted.lane_id and q.owner is null
               and q.due_at <= now() and q.due_at >= wanted.mark
             order by q.lane_id, q.due_at
-            limit wanted.quota
+            limit least(wanted.quota, paced.room)
             for update skip locked
         ) as head
     ),
@@ -251,11 +313,25 @@ const CLAIM_DUE: &str = "
                   q.subscription_id, q.target_url, q.run, q.attempt_count, q.prior_count, q.due_at,
                   q.payload_bytes,
                   q.created_at < now() - $5 as is_expired
+    ),
+    spent as (
+        update lane_limit l
+        set next_at = paced.at + claims.number * paced.step_us * interval '1 microsecond',
+            taken_by = $4
+        from paced
+        join (select lane_id, count(*) as number from claimed group by lane_id) as claims
+            using (lane_id)
+        where l.lane_id = paced.lane_id
     )
     select claimed.*, event.type as event_type, event.metadata as event_metadata,
            target.method as target_method, target.sealed_headers as target_headers,
-           target.signing_key as target_key, target.retry as target_retry
+           target.signing_key as target_key, target.retry as target_retry,
+           limits.revision as limit_revision, limits.max_in_flight, limits.step_us,
+           limits.tolerance_us, limits.slack_us,
+           (extract(epoch from limits.at - now()) * 1000000)::bigint - limits.tolerance_us
+               as first_in_us
     from claimed
+    left join limits on limits.lane_id = claimed.lane_id
     left join lateral (
         select e.type, case when claimed.subscription_id is not null then e.metadata end as metadata,
                e.route
@@ -269,7 +345,8 @@ const CLAIM_DUE: &str = "
         where event.route = 'targets' and t.delivery_id = claimed.delivery_id
         offset 0
     ) as target on true
-    order by claimed.lane_id, claimed.due_at";
+    order by claimed.lane_id, claimed.due_at"
+);
 
 const LANE_HEADS: &str = "
     with recursive head as (
@@ -290,15 +367,25 @@ const LANE_HEADS: &str = "
            (extract(epoch from due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
     from head limit $2";
 
-const NEXT_DUE: &str = "
-    select lanes.lane_id, head.application_id,
-           (extract(epoch from head.due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
+const NEXT_DUE: &str = concat!(
+    "select lanes.lane_id, head.application_id,
+           ceil(extract(epoch from greatest(head.due_at, paced.at) - clock_timestamp()) * 1000)::bigint
+               as due_in_ms
     from unnest($1::uuid[], $2::timestamptz[]) as lanes(lane_id, mark)
     cross join lateral (
         select application_id, due_at from delivery_queue q
         where q.lane_id = lanes.lane_id and q.owner is null and q.due_at >= lanes.mark
         order by q.lane_id, q.due_at limit 1
-    ) as head";
+    ) as head
+    left join lateral (
+        select ",
+    next_time!("$3"),
+    " - (l.tolerance_us + $4) * interval '1 microsecond' as at
+        from lane_limit l
+        where l.lane_id = lanes.lane_id and l.step_us is not null
+        offset 0
+    ) as paced on true"
+);
 
 const RELEASE_ORPHANS: &str = concat!(
     "with orphan as (
@@ -331,11 +418,12 @@ const RELEASE_ORPHANS: &str = concat!(
 
 /// A duration as Postgres takes it.
 pub(super) fn interval(duration: Duration) -> PgInterval {
-    PgInterval {
-        months: 0,
-        days: 0,
-        microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
-    }
+    PgInterval { months: 0, days: 0, microseconds: micros(duration) }
+}
+
+/// A duration in microseconds.
+pub(super) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 fn beginning_of_time() -> DateTime<Utc> {

@@ -62,6 +62,10 @@ pub struct SettingsRow {
     pub timeout_ms: Option<i32>,
     /// JSON text; `None`: the policy of the settings.
     pub retry: Option<String>,
+    /// How many requests at a time.
+    pub max_in_flight: Option<i32>,
+    /// JSON text: how many requests in a time.
+    pub rate_limit: Option<String>,
     /// A format's name.
     pub payload_format: String,
     /// What the envelope tells of its form.
@@ -125,7 +129,8 @@ macro_rules! current_subscriptions {
                     s.cms_document_id, r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
                     r.disabled_because, r.disable_after_s, r.timeout_ms,
                     r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
-                    r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata
+                    r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata,
+                    r.max_in_flight, r.rate_limit
              from subscription s join subscription_revision r using (subscription_id, revision) ",
             $rest
         )

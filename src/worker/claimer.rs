@@ -184,7 +184,7 @@ impl Claimer {
             let exhausted = self.settle(&plan, &rows, &left, owner);
             self.leave(left, owner).await;
             self.take(rows, owner).await?;
-            self.ask_when_due(&exhausted).await?;
+            self.ask_when_due(owner, &exhausted).await?;
         }
         Ok(())
     }
@@ -218,12 +218,13 @@ impl Claimer {
     /// sent in time and not at the next poll.
     async fn ask_when_due(
         &self,
+        owner: DispatcherId,
         lanes: &[(LaneId, Option<DateTime<Utc>>)],
     ) -> Result<(), StoreError> {
         if lanes.is_empty() {
             return Ok(());
         }
-        let heads = self.shared.store.next_due(lanes).await?;
+        let heads = self.shared.store.next_due(owner, lanes).await?;
         let now = Instant::now();
         let mut desk = self.shared.handover.lanes();
         for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
@@ -254,6 +255,11 @@ impl Claimer {
         }
         let now = Instant::now();
         let mut lanes = self.shared.handover.lanes();
+        for row in rows {
+            if let Some(limit) = row.limit() {
+                lanes.set_limit(row.lane(), &limit);
+            }
+        }
         plan.iter()
             .filter_map(|part| {
                 let got = got.get(&part.lane).copied().unwrap_or_default();

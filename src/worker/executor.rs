@@ -36,10 +36,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Starts whatever can be started, whenever something can, until the end.
 pub async fn run(shared: Arc<Shared>) {
     loop {
+        let next = shared.handover.lanes().next_start();
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            () = shared.handover.startable() => start_ready(&shared),
+            () = shared.handover.startable() => {}
+            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()),
+                if next.is_some() => {}
         }
+        start_ready(&shared);
+        shared.handover.release_astray(&shared.store).await;
     }
 }
 
@@ -89,6 +94,19 @@ async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
         // The claim stays held, and is given back with the others that have no result.
         () = shared.abort.cancelled() => return,
     };
+    if let Some(subscription) = way.subscription()
+        && (claim.is_limited || subscription.limit.bounds())
+    {
+        shared.handover.set_limit(claim.lane, &subscription.limit);
+        let in_time = tokio::select! {
+            biased;
+            in_time = shared.handover.begin(claim.lane, claim.time) => in_time,
+            () = shared.abort.cancelled() => return,
+        };
+        if !in_time {
+            return postpone(&shared, claim, slot, Duration::ZERO).await;
+        }
+    }
     let (lane, began) = (claim.lane, Instant::now());
     let started_at = shared.clock.now();
     let result = tokio::select! {

@@ -10,7 +10,10 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::store::{StoreError, dispatchers::DispatcherId};
+use crate::{
+    domain::pacing::Members,
+    store::{StoreError, dispatchers::DispatcherId},
+};
 
 /// The time between two heartbeats.
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,6 +26,9 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(8);
 const STEADY_BEATS_MIN: u32 = 3;
 /// A beat that takes longer has failed; the next one uses another connection.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long after its registration a process takes no part of what is divided among all: who has not
+/// heard of it by then sends nothing.
+const JOINED_AFTER: Duration = FENCED_AFTER;
 /// How often rows without a living owner are looked for, even if nobody died: a process may have
 /// inserted some after it was buried.
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(10);
@@ -35,6 +41,7 @@ const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
 /// Beats until it is told to stop.
 pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: CancellationToken) {
     let mut last_beat = Instant::now();
+    let mut joined = last_beat;
     let mut is_fenced = false;
     while !stop.is_cancelled() {
         let (began, before) = (Instant::now(), SystemTime::now());
@@ -42,7 +49,12 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
         match beat {
             Ok(Ok(beat)) if beat.is_registered => {
                 shared.clock.sample(beat.database_time, before, SystemTime::now());
-                shared.dispatchers.store(beat.dispatchers.unsigned_abs(), Ordering::Relaxed);
+                let count = beat.dispatchers.len().try_into().unwrap_or(u64::MAX);
+                shared.dispatchers.store(count, Ordering::Relaxed);
+                // One that is alone has nobody who must hear of it first.
+                if count <= 1 || joined.elapsed() >= JOINED_AFTER {
+                    shared.handover.set_members(Members::of(owner.get(), beat.dispatchers));
+                }
                 shared.steady_beats.fetch_add(1, Ordering::Relaxed);
                 last_beat = began;
                 let was_idle = shared.handover.owner().is_none();
@@ -57,7 +69,8 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
             Ok(Ok(_)) => {
                 shared.steady_beats.store(0, Ordering::Relaxed);
                 if let Some(new) = reborn(&shared, owner).await {
-                    (owner, last_beat) = (new, began);
+                    (owner, last_beat, joined) = (new, began, began);
+                    shared.handover.set_members(Members::joining());
                 }
             }
             Ok(Err(_)) | Err(_) => {

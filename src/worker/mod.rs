@@ -44,8 +44,8 @@ use crate::{
     clock::Clock,
     delivery::Client,
     domain::{
-        ApplicationId, DeliveryId, NamedKeys, RetryPolicy, Subscription, signature::SigningKeys,
-        subscription::DisabledBecause,
+        ApplicationId, DeliveryId, NamedKeys, RetryPolicy, Subscription, pacing::Members,
+        signature::SigningKeys, subscription::DisabledBecause,
     },
     ingest::{Handover, Routes},
     store::{
@@ -159,6 +159,7 @@ impl Worker {
         let began = Instant::now();
         let owner = store.register_dispatcher().await?;
         tracing::info!(dispatcher = owner.get(), "registered");
+        handover.set_members(Members::joining());
         handover.confirm_owner(owner, began + FENCED_AFTER);
         let (results, finished) = mpsc::channel(RESULTS_WAITING_MAX);
         let shared = Arc::new(Shared {

@@ -22,6 +22,7 @@ mod explaining;
 mod guides;
 mod hostile;
 mod isolation;
+mod limits;
 mod log;
 mod mcp;
 mod openapi;

@@ -57,7 +57,7 @@ impl Bench {
 
     /// Claims from the one lane.
     async fn claim(&self, owner: DispatcherId, quota: usize) -> Vec<ClaimedRow> {
-        let plan = [LaneQuota { lane: lane(), quota, mark: None }];
+        let plan = [LaneQuota { lane: lane(), quota, mark: None, taken_until: Duration::ZERO }];
         self.store.claim_due(owner, &plan, AGE_MAX).await.unwrap()
     }
 
@@ -593,4 +593,50 @@ async fn scans(connection: &mut sqlx::PgConnection) -> i64 {
         .fetch_one(connection)
         .await
         .unwrap()
+}
+
+/// Catches: a claim that takes more than the rate has times for; times that come back with what was
+/// given back, or that a second process takes at once; a lane that is asked for over and over.
+#[tokio::test]
+async fn claims_spend_the_times_of_a_lane_with_a_rate() {
+    const STEP: Duration = Duration::from_secs(20);
+    let bench = Bench::new().await;
+    let other = bench.store.register_dispatcher().await.unwrap();
+    for sql in [
+        "insert into subscription (subscription_id, application_id, revision, routing_version)
+         select $1, application_id, 1, 1 from application limit 1",
+        "insert into lane_limit (lane_id, revision, step_us, tolerance_us, slack_us)
+         values ($1, 1, 20000000, 40000000, 5000000)",
+    ] {
+        sqlx::query(sql).bind(lane().uuid()).execute(bench.pool()).await.unwrap();
+    }
+    for _ in 0..6 {
+        bench.insert(None).await;
+    }
+    let began = std::time::Instant::now();
+    let burst = bench.claim(bench.me, 10).await;
+    assert_eq!(burst.len(), 3);
+    assert!(
+        burst.iter().all(|row| (began..=std::time::Instant::now()).contains(&row.time().unwrap()))
+    );
+    let limit = burst[0].limit().unwrap();
+    assert_eq!((limit.max_in_flight, limit.pace.unwrap().step), (None, STEP));
+    let claims: Vec<_> = burst.iter().map(|row| (row.delivery_id(), row.token(bench.me))).collect();
+    bench.store.release(&claims, Release::InPlace).await.unwrap();
+    assert!(bench.claim(bench.me, 10).await.is_empty(), "spent");
+    let due_in = async |owner| {
+        bench.store.next_due(owner, &[(lane(), None)]).await.unwrap()[0].due_in().as_secs()
+    };
+    assert!((10..20).contains(&due_in(bench.me).await), "{}", due_in(bench.me).await);
+    assert!((20..26).contains(&due_in(other).await), "{}", due_in(other).await);
+
+    // As if that time had passed.
+    sqlx::query("update lane_limit set next_at = now() + interval '40.1 seconds'")
+        .execute(bench.pool())
+        .await
+        .unwrap();
+    assert!(bench.claim(other, 10).await.is_empty(), "it may have been late by the slack");
+    let next = only(bench.claim(bench.me, 10).await);
+    assert!(next.time().unwrap() > began);
+    assert!(bench.claim(bench.me, 10).await.is_empty());
 }

@@ -40,6 +40,9 @@ pub struct LaneQuota {
     /// Rows due before this were claimed already: the index entries that they left are not walked
     /// again. `None` reads from the beginning.
     pub mark: Option<DateTime<Utc>>,
+    /// The times of a lane with a rate begin no earlier than this from now: those before are taken by
+    /// what waits here.
+    pub taken_until: Duration,
 }
 
 /// What a claim brought of one lane.
@@ -113,7 +116,7 @@ impl<T> Lane<T> {
 impl<T: Held> Lanes<T> {
     /// Notes that a lane has, or will have, work in the database.
     pub fn note_due(&mut self, id: LaneId, application: ApplicationId, due: Instant) {
-        let Some(lane) = self.lane(id, application) else { return };
+        let Some(lane) = self.lane(id, application).filter(|lane| lane.share > 0) else { return };
         if lane.due.is_none_or(|known| due < known) {
             lane.due = Some(due);
         }
@@ -206,7 +209,8 @@ impl<T: Held> Lanes<T> {
             lane.is_claiming = true;
             lane.reserved += quota;
             lane.mark = lane.mark.filter(|&(_, set_at)| now < set_at + MARK_AGE_MAX);
-            plan.push(LaneQuota { lane: id, quota, mark: lane.mark.map(|(mark, _)| mark) });
+            let (mark, taken_until) = (lane.mark.map(|(mark, _)| mark), lane.taken_until(now));
+            plan.push(LaneQuota { lane: id, quota, mark, taken_until });
             *rows -= quota;
             planned += 1;
             self.hold(id, quota, 0);
@@ -270,6 +274,10 @@ impl<T: Held> Lanes<T> {
     pub(super) fn reindex(&mut self, id: LaneId) {
         let spare = self.spare();
         let Some(lane) = self.by_id.get_mut(&id) else { return };
+        if lane.share == 0 {
+            // Other processes see to it. Should it become this one's, the next look finds its work.
+            lane.due = None;
+        }
         let has_room = lane.held() <= lane.target(&self.limits, spare) / 2;
         let quiet = lane.quiet_until();
         let wanted = lane

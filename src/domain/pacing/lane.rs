@@ -8,7 +8,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{Limits, Verdict, rings::Turn, slots::SLOW};
-use crate::domain::ApplicationId;
+use crate::domain::{ApplicationId, LaneLimit};
 
 /// So many failures one after the other make a lane suspect that was proven.
 const FAILURES_OF_A_SUSPECT: u16 = 3;
@@ -61,8 +61,14 @@ pub struct Lane<T> {
     pub paused_until: Option<Instant>,
     /// The breaker is open.
     pub open_until: Option<Instant>,
-    /// At most so many requests at a time, whatever it deserves.
-    pub cap: Option<usize>,
+    /// What its owner bounds.
+    pub limit: LaneLimit,
+    /// At most so many requests at a time, whatever it deserves: this process's part of that.
+    pub share: usize,
+    /// When the next request is due by the rate, were there no tolerance.
+    pub next_at: Option<Instant>,
+    /// When it gets its turn, while it waits for its next time.
+    pub alarm: Option<Instant>,
     pub in_flight: usize,
     /// Room promised to deliveries that are being inserted or claimed.
     pub reserved: usize,
@@ -101,7 +107,10 @@ impl<T> Lane<T> {
             is_probed: false,
             paused_until: None,
             open_until: None,
-            cap: None,
+            limit: LaneLimit::default(),
+            share: usize::MAX,
+            next_at: None,
+            alarm: None,
             in_flight: 0,
             reserved: 0,
             queued: VecDeque::new(),
@@ -137,7 +146,7 @@ impl<T> Lane<T> {
             Class::Unproven => 1,
             Class::Suspect => self.window.max(spare),
         };
-        width.min(limits.lane_in_flight_max).min(self.cap.unwrap_or(usize::MAX)).max(1)
+        width.min(limits.lane_in_flight_max).max(1).min(self.share)
     }
 
     /// Notes the result of an attempt that `began` then, and tells what follows. `jitter` is a

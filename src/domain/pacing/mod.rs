@@ -19,9 +19,12 @@
 //! - What one lane, or one application, may hold is a multiple of what is free: so there is always
 //!   something free for who has nothing.
 //! - Backlogs of unproven and suspect lanes are claimed in sips (`claims`).
+//!
+//! What protects a receiver is what its owner bounds: requests at a time, and a rate (`limited`).
 
 mod claims;
 mod lane;
+mod limited;
 mod rings;
 mod slots;
 #[cfg(test)]
@@ -35,15 +38,17 @@ use std::{
 use self::{
     claims::Claims,
     lane::{Lane, Wait},
+    limited::Alarms,
     rings::Ring,
     slots::{APPLICATION_FACTOR, Slots},
 };
 pub use self::{
     claims::{Claimed, LaneQuota},
     lane::Class,
+    limited::{Begin, Members},
     slots::Slot,
 };
-use super::{ApplicationId, LaneId};
+use super::{ApplicationId, LaneId, LaneLimit};
 
 /// The bounds. Every number counts deliveries, but for the bytes, the failures and the pause.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +93,8 @@ pub trait Held {
     fn lane(&self) -> LaneId;
     /// How many payload bytes it holds.
     fn bytes(&self) -> usize;
+    /// When it may begin, of a lane with a rate; `None`: it has no time.
+    fn time(&self) -> Option<Instant>;
 }
 
 /// What one finished attempt says about its lane.
@@ -159,10 +166,14 @@ pub struct Lanes<T> {
     held_bytes: usize,
     /// Lanes of which others should know something new.
     news: HashSet<LaneId>,
+    members: Members,
+    alarms: Alarms,
+    /// What is not to be sent from here, or not now.
+    astray: Vec<T>,
 }
 
 impl<T: Held> Lanes<T> {
-    /// No lanes yet.
+    /// No lanes yet, in a process that is alone.
     pub fn new(limits: Limits) -> Self {
         Self {
             slots: Slots::new(limits.in_flight_max),
@@ -176,16 +187,20 @@ impl<T: Held> Lanes<T> {
             held: 0,
             held_bytes: 0,
             news: HashSet::new(),
+            members: Members::of(0, Vec::new()),
+            alarms: Alarms::default(),
+            astray: Vec::new(),
         }
     }
 
     /// Asks for room for a new delivery, so that it may be born claimed. A lane that is quiet,
     /// suspect, full, or has work due in the database gets none: new events do not overtake old
-    /// ones. What is granted must end in [`Self::push`] or [`Self::give_back`].
+    /// ones. Nor does one with a rate, whose times are given by claims. What is granted must end in
+    /// [`Self::push`] or [`Self::give_back`]. `limit` is what the lane's owner bounds, if it has one.
     pub fn reserve(
         &mut self,
         id: LaneId,
-        application: ApplicationId,
+        (application, limit): (ApplicationId, Option<&LaneLimit>),
         bytes: usize,
         now: Instant,
     ) -> bool {
@@ -201,8 +216,15 @@ impl<T: Held> Lanes<T> {
         }
         let spare = self.spare();
         let limits = self.limits;
-        let Some(lane) = self.lane(id, application) else { return false };
+        if self.lane(id, application).is_none() {
+            return false;
+        }
+        if let Some(limit) = limit {
+            self.set_limit(id, limit);
+        }
+        let Some(lane) = self.by_id.get_mut(&id) else { return false };
         let room = match lane.class {
+            _ if lane.share == 0 || lane.limit.pace.is_some() => 0,
             Class::Proven => limits.lane_held_max,
             Class::Unproven => UNPROVEN_HELD_MAX.min(limits.lane_held_max),
             Class::Suspect if lane.answers_slowly => lane.width(&limits, spare),
@@ -227,7 +249,8 @@ impl<T: Held> Lanes<T> {
     }
 
     /// Turns a reservation into a delivery that waits to be started. A lane that is quiet since
-    /// takes none: the delivery is returned, with the rest of the pause, and its room is free.
+    /// takes none: the delivery is returned, with the rest of the pause, and its room is free. One of
+    /// which this process has no share goes astray.
     pub fn push(&mut self, delivery: T, now: Instant) -> Result<(), (T, Duration)> {
         let id = delivery.lane();
         let quiet = self.by_id.get(&id).and_then(Lane::quiet_until);
@@ -236,6 +259,11 @@ impl<T: Held> Lanes<T> {
         {
             self.give_back(id, delivery.bytes());
             return Err((delivery, left));
+        }
+        if self.by_id.get(&id).is_some_and(|lane| lane.share == 0) {
+            self.give_back(id, delivery.bytes());
+            self.astray.push(delivery);
+            return Ok(());
         }
         if let Some(lane) = self.by_id.get_mut(&id) {
             lane.reserved -= 1;
@@ -247,6 +275,7 @@ impl<T: Held> Lanes<T> {
 
     /// Takes the next delivery to send, if there is a slot for it.
     pub fn start_next(&mut self, now: Instant) -> Option<(T, Slot)> {
+        self.wake_timed(now);
         for class in Class::ALL {
             while self.slots.has_room(class) {
                 let (slots, spare) = (&self.slots, self.spare());
@@ -259,9 +288,10 @@ impl<T: Held> Lanes<T> {
                 };
                 lane.turn = None;
                 // It may have less than when it got its turn.
-                if lane.in_flight >= lane.width(&self.limits, spare) {
+                if lane.in_flight >= lane.width(&self.limits, spare) || !self.is_in_time(id, now) {
                     continue;
                 }
+                let Some(lane) = self.by_id.get_mut(&id) else { continue };
                 // A lane whose waiting deliveries were given back meanwhile is still in the ring.
                 let Some(delivery) = lane.queued.pop_front() else { continue };
                 lane.in_flight += 1;
@@ -364,22 +394,12 @@ impl<T: Held> Lanes<T> {
     /// Takes everything that waits in memory, to be returned to the database.
     pub fn drain_queued(&mut self) -> Vec<T> {
         let lanes: Vec<LaneId> = self.by_id.keys().copied().collect();
-        let mut drained = Vec::new();
+        let mut drained = self.take_astray();
         for id in lanes {
             drained.extend(self.take_queued(id, 0));
             self.reindex(id);
         }
         drained
-    }
-
-    /// Says that at most so many requests may be under way to a lane at a time; `None`: as many as it
-    /// deserves.
-    pub fn set_cap(&mut self, id: LaneId, cap: Option<usize>) {
-        if let Some(lane) = self.by_id.get_mut(&id).filter(|lane| lane.cap != cap) {
-            lane.cap = cap;
-            self.offer(id);
-            self.reindex(id);
-        }
     }
 
     /// Takes what others should know of lanes: at most so many, those that fail, are quiet, or no
@@ -442,6 +462,7 @@ impl<T: Held> Lanes<T> {
                 || lane.due.is_some()
                 || lane.is_claiming
                 || lane.is_quiet(now)
+                || lane.next_at.is_some_and(|at| now < at)
                 || (!is_crowded && is_recent(lane.last_success))
                 || is_recent(lane.last_failure);
             if !is_kept {
@@ -576,10 +597,10 @@ impl<T: Held> Lanes<T> {
     fn offer(&mut self, id: LaneId) {
         let spare = self.spare();
         let Some(lane) = self.by_id.get_mut(&id) else { return };
-        if lane.turn.is_none()
-            && !lane.queued.is_empty()
-            && lane.in_flight < lane.width(&self.limits, spare)
-        {
+        let is_free = lane.in_flight < lane.width(&self.limits, spare);
+        if lane.limit.pace.is_some() {
+            self.offer_in_time(id, is_free);
+        } else if lane.turn.is_none() && !lane.queued.is_empty() && is_free {
             let ring = &mut self.startable[lane.class as usize];
             lane.turn = Some(ring.push(lane.application, id));
         }

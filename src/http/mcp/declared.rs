@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::tool::Tool;
 use crate::http::{
     openapi::Operation,
-    subscriptions::settings::{EVENT_TYPES, NOT_YET, TARGET_URL},
+    subscriptions::settings::{EVENT_TYPES, TARGET_URL},
 };
 
 /// What a call does, beside answering.
@@ -60,7 +60,7 @@ impl Declared {
     /// The members of a body that agents are offered.
     pub fn members(schema: &Value) -> impl Iterator<Item = (&str, Value)> {
         let properties = schema["properties"].as_object();
-        let known = [&TARGET_URL[1..], &EVENT_TYPES[1..], &NOT_YET, &SECRETS].concat();
+        let known = [&TARGET_URL[1..], &EVENT_TYPES[1..], &SECRETS].concat();
         let members = properties.into_iter().flatten();
         members
             .filter(move |(name, member)| {

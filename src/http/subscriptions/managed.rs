@@ -24,7 +24,7 @@ use crate::{
 /// What owns such subscriptions, as they are shown.
 pub const PAYLOAD: &str = "payload";
 /// The fields of a document, and what they are in a request. All others are the CMS's own affair.
-const FIELDS: [(&str, &str); 17] = [
+const FIELDS: [(&str, &str); 19] = [
     ("url", "url"),
     ("events", "events"),
     ("isActive", "is_active"),
@@ -38,6 +38,8 @@ const FIELDS: [(&str, &str); 17] = [
     ("schemaVersion", "schema_version"),
     ("timeoutSeconds", "timeout_seconds"),
     ("retry", "retry"),
+    ("rateLimit", "rate_limit"),
+    ("maxInFlight", "max_in_flight"),
     ("disableAfterSeconds", "disable_after_seconds"),
     ("inboundSecret", "inbound_secret"),
     ("description", "description"),

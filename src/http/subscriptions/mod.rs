@@ -90,6 +90,8 @@ pub struct SubscriptionBody {
     disable_after_seconds: Option<i32>,
     timeout_seconds: Option<f64>,
     retry: Option<Box<RawValue>>,
+    rate_limit: Option<Box<RawValue>>,
+    max_in_flight: Option<i32>,
     #[schemars(extend("enum" = names(PayloadFormat::ALL, PayloadFormat::as_str)))]
     payload_format: String,
     schema_version: String,
@@ -167,6 +169,8 @@ fn shown(
         disable_after_seconds: settings.disable_after_s,
         timeout_seconds: settings.timeout_ms.map(|ms| f64::from(ms) / 1_000.0),
         retry: json(settings.retry),
+        rate_limit: json(settings.rate_limit),
+        max_in_flight: settings.max_in_flight,
         payload_format: settings.payload_format,
         schema_version: settings.schema_version,
         has_inbound_secret: settings.sealed_inbound_secret.is_some(),

@@ -8,6 +8,7 @@ use crate::{
         address::AddressPolicy,
         event::Metadata,
         filter::Filter,
+        limits::{MAX_IN_FLIGHT_MAX, RateLimit},
         sealing::SealingKeys,
         subscription::{
             CustomHeaders, Method, PayloadFormat, RetrySettings, SignatureHeaders, TIMEOUT, sealed,
@@ -37,6 +38,8 @@ pub const FIELDS: &[&str; 24] = &[
     "disable_after_seconds",
     "timeout_seconds",
     "retry",
+    "rate_limit",
+    "max_in_flight",
     "payload_format",
     "schema_version",
     "signature_headers",
@@ -45,15 +48,10 @@ pub const FIELDS: &[&str; 24] = &[
     "metadata",
     "uid",
     "application",
-    "rate_limit",
-    "max_in_flight",
 ];
 /// The aliases of a field, the field itself first.
 pub const TARGET_URL: &[&str] = &["target_url", "url"];
 pub const EVENT_TYPES: &[&str] = &["event_types", "events", "event_type"];
-/// What is refused by name until it is enforced.
-pub const NOT_YET: [&str; 2] = ["rate_limit", "max_in_flight"];
-
 /// How many seconds a subscription may be let fail before it is disabled: thirty days.
 pub const DISABLE_AFTER_S_MAX: f64 = 30.0 * 86_400.0;
 /// How many bytes a description may have.
@@ -86,16 +84,13 @@ pub struct Given<'a> {
 }
 
 impl<'a> Given<'a> {
-    /// Reads a body. What is not enforced yet is refused by name.
+    /// Reads a body.
     pub fn of(
         text: &'a str,
         bounds: &'a Bounds,
         sealing: &'a SealingKeys,
     ) -> Result<Self, Problem> {
         let members = Members::of(text, FIELDS)?;
-        if let Some(name) = NOT_YET.into_iter().find(|name| members.given(name).is_some()) {
-            return Err(fault(name, "is not supported yet"));
-        }
         Ok(Self { members, bounds, sealing })
     }
 
@@ -199,6 +194,12 @@ impl<'a> Given<'a> {
             row.retry = self.retry(row.timeout_ms)?;
         }
         self.is_within_age(&row)?;
+        if self.members.raw("rate_limit").is_some() {
+            row.rate_limit = self.rate_limit()?;
+        }
+        if self.members.raw("max_in_flight").is_some() {
+            row.max_in_flight = self.max_in_flight()?;
+        }
         if self.members.raw("inbound_secret").is_some() {
             let secret = secret(&self.members, "inbound_secret")?;
             row.sealed_inbound_secret = secret.map(|secret| {
@@ -313,6 +314,34 @@ impl<'a> Given<'a> {
         Ok(json.map_err(|_| ApiError::Internal)?)
     }
 
+    fn rate_limit(&self) -> Result<Option<String>, Problem> {
+        let Some(json) = self.members.given("rate_limit") else { return Ok(None) };
+        let form = "must be {\"count\": …, \"per_seconds\": …}, with or without a \"burst\"";
+        // A list of three numbers would do for serde.
+        let json = Some(json.get()).filter(|json| json.starts_with('{'));
+        let limit = json.and_then(|json| serde_json::from_str::<RateLimit>(json).ok());
+        let limit = limit.ok_or_else(|| fault("rate_limit", form))?;
+        limit.pace().map_err(|error| fault("rate_limit", error))?;
+        Ok(Some(serde_json::to_string(&limit).map_err(|_| ApiError::Internal)?))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a whole number below the bound")]
+    fn max_in_flight(&self) -> Result<Option<i32>, Problem> {
+        let name = "max_in_flight";
+        match self.members.number(name)? {
+            None => Ok(None),
+            Some(count)
+                if count.fract() == 0.0
+                    && (1.0..=f64::from(MAX_IN_FLIGHT_MAX)).contains(&count) =>
+            {
+                Ok(Some(count as i32))
+            }
+            Some(_) => {
+                Err(fault(name, format!("must be a whole number from 1 to {MAX_IN_FLIGHT_MAX}")))
+            }
+        }
+    }
+
     /// A delivery must not expire before its last attempt.
     fn is_within_age(&self, row: &SettingsRow) -> Result<(), Problem> {
         let Some(json) = &row.retry else { return Ok(()) };
@@ -418,6 +447,8 @@ fn defaults() -> SettingsRow {
         disable_after_s: None,
         timeout_ms: None,
         retry: None,
+        max_in_flight: None,
+        rate_limit: None,
         payload_format: PayloadFormat::Envelope.as_str().to_owned(),
         schema_version: "1".to_owned(),
         signing: "standard".to_owned(),

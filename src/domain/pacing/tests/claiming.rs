@@ -83,8 +83,8 @@ fn what_a_claim_brought_decides_whether_there_is_more() {
     assert_eq!((plan[0].quota, plan[0].mark), (2, None));
     let full = Claimed { taken: 2, left: 0, bytes: 20, last_due: Some(due) };
     assert!(!bench.lanes.settle_claim(&plan[0], &full, now));
-    bench.lanes.push(Delivery(lane(1)), now).unwrap();
-    bench.lanes.push(Delivery(lane(1)), now).unwrap();
+    bench.lanes.push(Delivery(lane(1), None), now).unwrap();
+    bench.lanes.push(Delivery(lane(1), None), now).unwrap();
     assert!(bench.lanes.waits(lane(1)), "a full claim: there may be more");
 
     let plan = bench.lanes.plan_claim(now, 9, 9);

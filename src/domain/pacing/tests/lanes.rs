@@ -23,7 +23,7 @@ fn a_lane_begins_with_one_request_and_widens_while_it_has_more() {
 fn a_slot_is_free_when_its_result_is_recorded() {
     let mut bench = Bench::new();
     bench.fill(1, 5);
-    bench.lanes.set_cap(lane(1), Some(1));
+    bench.cap(1, Some(1));
     bench.start();
     bench.conclude(1, Verdict::Healthy);
     assert!(bench.start().is_empty());
@@ -197,11 +197,16 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
     bench.due(1);
     let fail = |bench: &mut Bench| {
         assert_eq!(bench.plan(), [(1, bench.width(1))]);
-        let part = LaneQuota { lane: lane(1), quota: bench.width(1), mark: None };
+        let part = LaneQuota {
+            lane: lane(1),
+            quota: bench.width(1),
+            mark: None,
+            taken_until: Duration::ZERO,
+        };
         let got = Claimed { taken: 1, left: 0, bytes: 10, last_due: None };
         bench.lanes.settle_claim(&part, &got, bench.now);
         bench.due(1);
-        bench.lanes.push(Delivery(lane(1)), bench.now).unwrap();
+        bench.lanes.push(Delivery(lane(1), None), bench.now).unwrap();
         assert_eq!(bench.start(), [1]);
         bench.later(MS);
         bench.finish(1, Verdict::Failing);
@@ -224,10 +229,10 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
 
     bench.now = bench.lanes.next_due(bench.now).unwrap();
     bench.plan();
-    let part = LaneQuota { lane: lane(1), quota: 1, mark: None };
+    let part = LaneQuota { lane: lane(1), quota: 1, mark: None, taken_until: Duration::ZERO };
     let got = Claimed { taken: 1, left: 0, bytes: 10, last_due: None };
     bench.lanes.settle_claim(&part, &got, bench.now);
-    bench.lanes.push(Delivery(lane(1)), bench.now).unwrap();
+    bench.lanes.push(Delivery(lane(1), None), bench.now).unwrap();
     bench.start();
     bench.finish(1, Verdict::Healthy);
     assert_eq!((bench.class(1), bench.width(1)), (Class::Proven, 2), "and slowly on");
@@ -335,10 +340,10 @@ fn when_slots_are_short_requests_of_suspects_are_cut() {
 fn a_lane_that_went_quiet_takes_nothing_until_the_end() {
     let mut bench = Bench::new();
     bench.fill(1, 1);
-    assert!(bench.lanes.reserve(lane(1), of(lane(1)), 10, bench.now));
+    assert!(bench.lanes.reserve(lane(1), (of(lane(1)), None), 10, bench.now));
     bench.start();
     bench.finish(1, Verdict::Paused(9 * SECOND));
-    let (_, left) = bench.lanes.push(Delivery(lane(1)), bench.now).unwrap_err();
+    let (_, left) = bench.lanes.push(Delivery(lane(1), None), bench.now).unwrap_err();
     assert_eq!((left, bench.lanes.held()), (9 * SECOND, 0));
 }
 
@@ -346,10 +351,10 @@ fn a_lane_that_went_quiet_takes_nothing_until_the_end() {
 fn a_cap_bounds_a_lane_whatever_it_deserves() {
     let mut bench = Bench::new();
     bench.prove(1);
-    bench.lanes.set_cap(lane(1), Some(3));
+    bench.cap(1, Some(3));
     bench.fill(1, 20);
     assert_eq!(bench.start().len(), 3);
-    bench.lanes.set_cap(lane(1), None);
+    bench.cap(1, None);
     assert_eq!(bench.start().len(), 5);
 }
 

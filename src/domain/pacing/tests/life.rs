@@ -17,7 +17,8 @@ enum Step {
     Due(u128),
     Claim(usize),
     Learn(u128, u16),
-    Cap(u128, Option<usize>),
+    Limit(u128, Option<u32>, bool),
+    Members(i32),
     Drain,
 }
 
@@ -45,7 +46,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => any_lane().prop_map(Step::Due),
         2 => (0_usize..5).prop_map(Step::Claim),
         1 => (any_lane(), 0_u16..7).prop_map(|(n, failures)| Step::Learn(n, failures)),
-        1 => (any_lane(), prop::option::of(1_usize..4)).prop_map(|(n, cap)| Step::Cap(n, cap)),
+        1 => (any_lane(), prop::option::of(1_u32..4), any::<bool>())
+            .prop_map(|(n, most, is_paced)| Step::Limit(n, most, is_paced)),
+        1 => (0..4).prop_map(Step::Members),
         1 => Just(Step::Drain),
     ]
 }
@@ -69,7 +72,7 @@ proptest! {
             let now = bench.now;
             match step {
                 Step::Reserve(n) => {
-                    if bench.lanes.reserve(lane(n), of(lane(n)), 10, now) {
+                    if bench.lanes.reserve(lane(n), (of(lane(n)), None), 10, now) {
                         reserved.push(lane(n));
                     }
                 }
@@ -80,7 +83,7 @@ proptest! {
                 }
                 Step::Push => {
                     if let Some(id) = reserved.pop()
-                        && bench.lanes.push(Delivery(id), now).is_ok()
+                        && bench.lanes.push(Delivery(id, None), now).is_ok()
                     {
                         queued += 1;
                     }
@@ -99,8 +102,10 @@ proptest! {
                         let taken = rows.min(part.quota);
                         let got = Claimed { taken, bytes: 10 * taken, ..Claimed::default() };
                         bench.lanes.settle_claim(&part, &got, now);
-                        let pushed = (0..taken)
-                            .filter(|_| bench.lanes.push(Delivery(part.lane), now).is_ok());
+                        let time = |n: usize| now + MS * 9 * u32::try_from(n).unwrap();
+                        let pushed = (0..taken).filter(|&n| {
+                            bench.lanes.push(Delivery(part.lane, Some(time(n))), now).is_ok()
+                        });
                         queued += pushed.count();
                     }
                 }
@@ -111,9 +116,17 @@ proptest! {
                         Health { lane, application, failures, open_for, paused_for: None };
                     queued -= bench.lanes.learn(&health, now).len();
                 }
-                Step::Cap(n, cap) => bench.lanes.set_cap(lane(n), cap),
+                Step::Limit(n, most, is_paced) => {
+                    let pace = Pace { step: 9 * MS, tolerance: 20 * MS, slack: 100 * MS };
+                    bench.limit(n, most, is_paced.then_some(pace));
+                }
+                Step::Members(0) => bench.lanes.set_members(Members::joining()),
+                Step::Members(others) => {
+                    bench.lanes.set_members(Members::of(1, (1..=others).collect()));
+                }
                 Step::Drain => queued -= bench.lanes.drain_queued().len(),
             }
+            queued -= bench.lanes.take_astray().len();
             let lanes = &bench.lanes;
             prop_assert_eq!(lanes.held(), reserved.len() + queued + bench.under_way.len());
             prop_assert_eq!(lanes.in_flight(), bench.under_way.len());
@@ -141,7 +154,7 @@ proptest! {
         // Nothing is stuck: as slots become free, all that waits is started.
         bench.later(Duration::from_secs(3_600));
         loop {
-            queued -= bench.start().len();
+            queued -= bench.start().len() + bench.lanes.take_astray().len();
             let Some((id, _)) = bench.under_way.last().copied() else { break };
             queued -= bench.finish(id.uuid().as_u128(), Verdict::Healthy);
         }

@@ -3,13 +3,15 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::*;
+use crate::domain::{LaneLimit, Pace};
 
 mod claiming;
 mod lanes;
 mod life;
+mod limited;
 
 #[derive(Debug, PartialEq, Eq)]
-struct Delivery(LaneId);
+struct Delivery(LaneId, Option<Instant>);
 
 impl Held for Delivery {
     fn lane(&self) -> LaneId {
@@ -18,6 +20,10 @@ impl Held for Delivery {
 
     fn bytes(&self) -> usize {
         10
+    }
+
+    fn time(&self) -> Option<Instant> {
+        self.1
     }
 }
 
@@ -45,6 +51,7 @@ struct Bench {
     lanes: Lanes<Delivery>,
     now: Instant,
     under_way: Vec<(LaneId, Slot)>,
+    revision: i32,
 }
 
 impl Bench {
@@ -53,14 +60,15 @@ impl Bench {
     }
 
     fn within(limits: Limits) -> Self {
-        Self { lanes: Lanes::new(limits), now: Instant::now(), under_way: Vec::new() }
+        Self { lanes: Lanes::new(limits), now: Instant::now(), under_way: Vec::new(), revision: 0 }
     }
 
     /// Reserves and pushes as many as are granted.
     fn fill(&mut self, n: u128, count: usize) -> usize {
         let id = lane(n);
-        let granted = (0..count).filter(|_| self.lanes.reserve(id, of(id), 10, self.now)).count();
-        (0..granted).for_each(|_| self.lanes.push(Delivery(id), self.now).unwrap());
+        let granted =
+            (0..count).filter(|_| self.lanes.reserve(id, (of(id), None), 10, self.now)).count();
+        (0..granted).for_each(|_| self.lanes.push(Delivery(id, None), self.now).unwrap());
         granted
     }
 
@@ -68,10 +76,24 @@ impl Bench {
     fn start(&mut self) -> Vec<u128> {
         let mut started = Vec::new();
         while let Some((delivery, slot)) = self.lanes.start_next(self.now) {
-            self.under_way.push((delivery.0, slot));
+            let (id, time) = (delivery.0, delivery.1);
+            assert_eq!(self.lanes.begin(id, time, self.now), Begin::Now);
+            self.under_way.push((id, slot));
             started.push(delivery.0.uuid().as_u128());
         }
         started
+    }
+
+    /// Says how many requests at a time a lane may have in all.
+    fn cap(&mut self, n: u128, max_in_flight: Option<u32>) {
+        self.limit(n, max_in_flight, None);
+    }
+
+    /// The same, and at what rate.
+    fn limit(&mut self, n: u128, max_in_flight: Option<u32>, pace: Option<Pace>) {
+        self.revision += 1;
+        let limit = LaneLimit { revision: self.revision, max_in_flight, pace };
+        self.lanes.set_limit(lane(n), &limit);
     }
 
     fn conclude(&mut self, n: u128, verdict: Verdict) -> usize {

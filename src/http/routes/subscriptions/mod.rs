@@ -56,7 +56,8 @@ fn subscription() -> Value {
         "filter": {"data.amount": {"gte": 100}}, "method": "POST",
         "headers": {"Authorization": "[redacted]"}, "signing": "standard",
         "signature_headers": "standard", "is_active": true, "disabled": null, "disable_after_seconds": null, "timeout_seconds": null,
-        "retry": [60, 300, 900, 3600], "payload_format": "envelope", "schema_version": "1",
+        "retry": [60, 300, 900, 3600], "rate_limit": {"count": 10, "per_seconds": 1.0, "burst": 1},
+        "max_in_flight": null, "payload_format": "envelope", "schema_version": "1",
         "has_inbound_secret": false, "description": null, "metadata": null,
         "created_at": TIME, "updated_at": TIME,
     })

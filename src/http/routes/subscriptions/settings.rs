@@ -6,6 +6,7 @@ use crate::{
     domain::{
         event_types::PATTERNS_MAX,
         filter::FILTER_BYTES_MAX,
+        limits::{MAX_IN_FLIGHT_MAX, RATE_COUNT_MAX, RATE_SECONDS},
         retry::{ATTEMPTS_MAX, DELAYS_MAX},
         subscription::{
             HEADER_BYTES_MAX, HEADERS_MAX, Method, PayloadFormat, SignatureHeaders, TIMEOUT,
@@ -14,7 +15,7 @@ use crate::{
     http::{
         openapi::schemas::{self, boolean, object, one_of, or_null, told},
         subscriptions::settings::{
-            DESCRIPTION_BYTES_MAX, DISABLE_AFTER_S_MAX, EVENT_TYPES, FIELDS, NOT_YET,
+            DESCRIPTION_BYTES_MAX, DISABLE_AFTER_S_MAX, EVENT_TYPES, FIELDS,
             SCHEMA_VERSION_BYTES_MAX, SECRET_BYTES, SIGNING, TARGET_URL, names,
         },
     },
@@ -156,14 +157,39 @@ fn how(secret: Value) -> Vec<Member> {
             ),
         ),
         ("retry", retry()),
+        ("rate_limit", rate_limit()),
+        (
+            "max_in_flight",
+            told(
+                json!({"type": ["integer", "null"], "minimum": 1, "maximum": MAX_IN_FLIGHT_MAX}),
+                "How many requests may be under way to it at a time, over all processes; by default \
+                 as many as it answers well, up to `LANE_IN_FLIGHT_MAX` of each",
+            ),
+        ),
     ]
 }
 
+fn rate_limit() -> Value {
+    let count = json!({"type": "integer", "minimum": 1, "maximum": RATE_COUNT_MAX});
+    json!({
+        "description": "How many requests may begin in a time, spread evenly, over all processes",
+        "type": ["object", "null"],
+        "required": ["count", "per_seconds"],
+        "additionalProperties": false,
+        "properties": {
+            "count": told(count.clone(), "So many"),
+            "per_seconds": {
+                "type": "number",
+                "minimum": RATE_SECONDS.start(),
+                "maximum": RATE_SECONDS.end(),
+                "description": "In so many seconds",
+            },
+            "burst": told(count, "So many may begin at once after a pause; 1 by default"),
+        },
+    })
+}
+
 fn beside(uid: Value, application: Value) -> Vec<Member> {
-    let not_yet = |name: &'static str| {
-        assert!(NOT_YET.contains(&name), "{name}");
-        (name, told(json!({"type": "null"}), "Not supported yet"))
-    };
     vec![
         (
             "payload_format",
@@ -196,8 +222,6 @@ fn beside(uid: Value, application: Value) -> Vec<Member> {
         ("metadata", schemas::metadata()),
         ("uid", told(uid, "Your own name for it. It cannot be taken away")),
         ("application", application),
-        not_yet("rate_limit"),
-        not_yet("max_in_flight"),
     ]
 }
 
