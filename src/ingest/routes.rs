@@ -5,7 +5,7 @@
 //! for what is at most a second old.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use std::{
 use super::snapshot;
 use crate::{
     domain::{ApplicationId, routing::Snapshot, sealing::SealingKeys},
-    store::{Store, StoreError},
+    store::{Store, StoreError, routing_changes::Found},
 };
 
 /// How many applications are kept in memory, and subscriptions in all; beyond it everything is
@@ -22,14 +22,51 @@ const APPLICATIONS_MAX: usize = 10_000;
 const SUBSCRIPTIONS_MAX: usize = 1_000_000;
 /// How long a snapshot counts as fresh for sending.
 const FRESH_FOR: Duration = Duration::from_secs(1);
+/// How many applications are read at a time.
+const APPLICATIONS_PER_READ: usize = 1_000;
+/// An application of which more subscriptions have changed is read apart: it must not hold up the
+/// others.
+const SUBSCRIPTIONS_PER_READ: i64 = 200;
 
 /// The applications that had something to do with this process lately.
 #[derive(Debug)]
 pub struct Routes {
     sealing: SealingKeys,
-    known: Mutex<HashMap<ApplicationId, Known>>,
-    /// One reads at a time: of a thousand requests that need the same, one asks the database.
+    known: Mutex<Entries>,
+    /// Those that somebody waits for. Who gets to read reads them all: of a thousand requests that
+    /// need the same application, or as many applications, one asks the database.
+    wanted: Mutex<HashSet<ApplicationId>>,
     reading: tokio::sync::Mutex<()>,
+    /// The same for those that are read apart.
+    reading_apart: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_id: HashMap<ApplicationId, Known>,
+    /// How many subscriptions they have together.
+    subscriptions: usize,
+}
+
+impl Entries {
+    fn insert(&mut self, application: ApplicationId, known: Known) {
+        let more = known.subscriptions();
+        let fewer = self.by_id.get(&application).map_or(0, Known::subscriptions);
+        let is_full =
+            self.by_id.len() >= APPLICATIONS_MAX && !self.by_id.contains_key(&application);
+        if is_full || self.subscriptions - fewer + more > SUBSCRIPTIONS_MAX {
+            (self.by_id, self.subscriptions) = (HashMap::new(), 0);
+        }
+        self.remove(application);
+        self.subscriptions += more;
+        self.by_id.insert(application, known);
+    }
+
+    fn remove(&mut self, application: ApplicationId) {
+        if let Some(known) = self.by_id.remove(&application) {
+            self.subscriptions -= known.subscriptions();
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -42,6 +79,10 @@ struct Known {
 }
 
 impl Known {
+    fn subscriptions(&self) -> usize {
+        self.snapshot.subscriptions().len()
+    }
+
     fn is_fresh(&self) -> bool {
         self.read_at.is_some_and(|at| at.elapsed() < FRESH_FOR)
     }
@@ -56,7 +97,13 @@ impl Known {
 impl Routes {
     /// Nothing known yet. Secrets are opened with these keys.
     pub fn new(sealing: SealingKeys) -> Self {
-        Self { sealing, known: Mutex::default(), reading: tokio::sync::Mutex::default() }
+        Self {
+            sealing,
+            known: Mutex::default(),
+            wanted: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            reading_apart: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The keys that open secrets.
@@ -64,12 +111,12 @@ impl Routes {
         &self.sealing
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<ApplicationId, Known>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entry(&self, application: ApplicationId) -> Option<Known> {
-        self.entries().get(&application).cloned()
+        self.entries().by_id.get(&application).cloned()
     }
 
     /// The snapshot of an application, of whatever age, if it is in memory.
@@ -84,8 +131,12 @@ impl Routes {
         store: &Store,
         applications: &[ApplicationId],
     ) -> Result<(), StoreError> {
+        let is_known = |known: &Known| known.read_at.is_some();
+        let unknown = |application: &&ApplicationId| {
+            !self.entry(**application).is_some_and(|it| is_known(&it))
+        };
+        self.wanted().extend(applications.iter().filter(unknown));
         for &application in applications {
-            let is_known = |known: &Known| known.read_at.is_some();
             self.read_unless(store, application, is_known).await?;
         }
         Ok(())
@@ -116,7 +167,7 @@ impl Routes {
     pub fn forget(&self, applications: impl IntoIterator<Item = ApplicationId>) {
         let mut entries = self.entries();
         for application in applications {
-            if let Some(known) = entries.get_mut(&application) {
+            if let Some(known) = entries.by_id.get_mut(&application) {
                 known.read_at = None;
             }
         }
@@ -132,48 +183,91 @@ impl Routes {
         if let Some(known) = self.entry(application).filter(&will_do) {
             return Ok(Some(known.snapshot));
         }
-        let _one_at_a_time = self.reading.lock().await;
-        let before = self.entry(application);
-        if let Some(known) = before.clone().filter(&will_do) {
-            return Ok(Some(known.snapshot));
-        }
-        // Before the statement, so that an entry is never younger than it says.
-        let read_at = Instant::now();
-        let before = before.map(|known| known.snapshot);
-        let version = before.as_ref().map_or(0, |snapshot| snapshot.version);
-        let changes = store.changes_since(application, version).await;
-        if changes.is_err()
-            && let Some(known) = self.entries().get_mut(&application)
-        {
-            known.failed_at = Some(Instant::now());
-        }
-        let Some(changes) = changes? else {
-            self.entries().remove(&application);
-            return Ok(None);
-        };
-        let snapshot = match before {
-            Some(before) if before.version == changes.version => before,
-            before => {
-                Arc::new(snapshot::changed(application, before.as_deref(), &changes, &self.sealing))
+        self.wanted().insert(application);
+        let (mut read, apart) = {
+            let _one_at_a_time = self.reading.lock().await;
+            if let Some(known) = self.entry(application).filter(&will_do) {
+                return Ok(Some(known.snapshot));
             }
+            let mut applications: Vec<ApplicationId> = vec![application];
+            let others = |one: &&ApplicationId| **one != application;
+            applications
+                .extend(self.wanted().iter().filter(others).take(APPLICATIONS_PER_READ - 1));
+            self.read(store, &applications, SUBSCRIPTIONS_PER_READ).await?
         };
-        self.keep(
-            application,
-            Known { snapshot: snapshot.clone(), read_at: Some(read_at), failed_at: None },
-        );
-        Ok(Some(snapshot))
+        if apart.contains(&application) {
+            let _one_at_a_time = self.reading_apart.lock().await;
+            if let Some(known) = self.entry(application).filter(&will_do) {
+                return Ok(Some(known.snapshot));
+            }
+            (read, _) = self.read(store, &[application], i64::MAX - 1).await?;
+        }
+        Ok(read.remove(&application))
     }
 
-    fn keep(&self, application: ApplicationId, known: Known) {
-        let mut entries = self.entries();
-        let subscriptions = |known: &Known| known.snapshot.subscriptions().len();
-        let is_full = !entries.contains_key(&application)
-            && (entries.len() >= APPLICATIONS_MAX
-                || subscriptions(&known) + entries.values().map(subscriptions).sum::<usize>()
-                    > SUBSCRIPTIONS_MAX);
-        if is_full {
-            entries.clear();
+    /// Brings applications up to date, and tells those that are to be read apart. Those that are
+    /// missing from both do not exist.
+    async fn read(
+        &self,
+        store: &Store,
+        applications: &[ApplicationId],
+        subscriptions_max: i64,
+    ) -> Result<(HashMap<ApplicationId, Arc<Snapshot>>, HashSet<ApplicationId>), StoreError> {
+        // Before the statement, so that an entry is never younger than it says.
+        let read_at = Instant::now();
+        let mut before: HashMap<ApplicationId, Arc<Snapshot>> = applications
+            .iter()
+            .filter_map(|&application| Some((application, self.entry(application)?.snapshot)))
+            .collect();
+        let versions: Vec<(ApplicationId, i64)> = applications
+            .iter()
+            .map(|id| (*id, before.get(id).map_or(0, |snapshot| snapshot.version)))
+            .collect();
+        let found = store.changes_since(&versions, subscriptions_max).await;
+        if found.is_err() {
+            let mut entries = self.entries();
+            for application in applications {
+                if let Some(known) = entries.by_id.get_mut(application) {
+                    known.failed_at = Some(Instant::now());
+                }
+            }
         }
-        entries.insert(application, known);
+        let mut found = found?;
+        let (mut read, mut apart) = (HashMap::new(), HashSet::new());
+        for &application in applications {
+            let changes = match found.remove(&application) {
+                Some(Found::Changes(changes)) => changes,
+                Some(Found::TooMany) => {
+                    apart.insert(application);
+                    continue;
+                }
+                None => {
+                    self.entries().remove(application);
+                    continue;
+                }
+            };
+            let snapshot = match before.remove(&application) {
+                Some(before) if before.version == changes.version => before,
+                before => Arc::new(snapshot::changed(
+                    application,
+                    before.as_deref(),
+                    &changes,
+                    &self.sealing,
+                )),
+            };
+            let known =
+                Known { snapshot: snapshot.clone(), read_at: Some(read_at), failed_at: None };
+            self.entries().insert(application, known);
+            read.insert(application, snapshot);
+        }
+        let mut wanted = self.wanted();
+        for application in applications {
+            wanted.remove(application);
+        }
+        Ok((read, apart))
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, HashSet<ApplicationId>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -14,7 +14,10 @@ use crate::{
             SignatureHeaders, Signing, Subscription, sealed,
         },
     },
-    store::subscriptions::{Changes, SettingsRow, SigningKeyRow, SubscriptionRow},
+    store::{
+        routing_changes::Changes,
+        subscriptions::{SettingsRow, SigningKeyRow, SubscriptionRow},
+    },
 };
 
 /// An application after changes.

@@ -42,6 +42,7 @@ pub mod replay_steps;
 pub mod replays;
 pub mod rerouting;
 mod resealing;
+pub mod routing_changes;
 pub mod runs;
 mod sealing;
 pub mod statistics;

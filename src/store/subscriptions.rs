@@ -1,8 +1,9 @@
 //! Subscriptions, their revisions, and the keys that sign.
 //!
 //! Every change takes the application's row, raises its routing version, and stamps what it changed
-//! with the new one. So a snapshot is brought up to date by what lies above its version, and the
-//! transaction that stores an event finds out that its snapshot was too old.
+//! with the new one. So a snapshot is brought up to date by what lies above its version
+//! ([`super::routing_changes`]), and the transaction that stores an event finds out that its snapshot
+//! was too old.
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -107,25 +108,10 @@ impl SigningKeyRow {
     }
 }
 
-/// What has changed of an application since a version.
-#[derive(Debug)]
-pub struct Changes {
-    /// The version that it has now.
-    pub version: i64,
-    /// Its uid; a change of it raises the version.
-    pub uid: String,
-    /// The hosts that it may call; a change of them raises the version.
-    pub allowed_hosts: Option<Vec<String>>,
-    /// Subscriptions that were made, changed or deleted since; at their current revisions.
-    pub subscriptions: Vec<SubscriptionRow>,
-    /// The keys of these, and those of the application's explicit targets: newest first.
-    pub keys: Vec<SigningKeyRow>,
-}
-
 macro_rules! current_subscriptions {
     ($rest:expr) => {
         concat!(
-            "select s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
+            "select s.application_id, s.subscription_id, s.uid, s.revision, s.created_at, s.updated_at, s.deleted_at,
                     s.cms_document_id, r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
                     r.disabled_because, r.disable_after_s, r.timeout_ms,
                     r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
@@ -237,49 +223,6 @@ impl Store {
             .bind(subscription.uuid())
             .fetch_all(&self.pool)
             .await?)
-        })
-        .await
-    }
-
-    /// What has changed of an application since the version that is known (0: nothing is known).
-    /// `None` if there is no such application.
-    pub async fn changes_since(
-        &self,
-        application: ApplicationId,
-        known: i64,
-    ) -> Result<Option<Changes>, StoreError> {
-        bounded(async {
-            let mut connection = self.pool.acquire().await?;
-            // The version first: what is read after it may be newer, and is then read once more.
-            let application_row: Option<(i64, String, Option<Vec<String>>)> = sqlx::query_as(
-                "select routing_version, uid, allowed_hosts from application
-                 where application_id = $1 and deleted_at is null",
-            )
-            .bind(application.uuid())
-            .fetch_optional(&mut *connection)
-            .await?;
-            let Some((version, uid, allowed_hosts)) = application_row else { return Ok(None) };
-            let subscriptions: Vec<SubscriptionRow> = sqlx::query_as(current_subscriptions!(
-                "where s.application_id = $1 and s.routing_version > $2
-                       and ($2 > 0 or s.deleted_at is null)"
-            ))
-            .bind(application.uuid())
-            .bind(known)
-            .fetch_all(&mut *connection)
-            .await?;
-            let keys = sqlx::query_as(
-                "select signing_key_id, subscription_id, sealed, retires_at from signing_key
-                 where application_id = $1
-                   and ($2 = 0 or subscription_id is null or subscription_id = any($3))
-                   and (retires_at is null or retires_at > now())
-                 order by retires_at is not null, signing_key_id desc",
-            )
-            .bind(application.uuid())
-            .bind(known)
-            .bind(subscriptions.iter().map(|row| row.subscription_id).collect::<Vec<_>>())
-            .fetch_all(&mut *connection)
-            .await?;
-            Ok(Some(Changes { version, uid, allowed_hosts, subscriptions, keys }))
         })
         .await
     }

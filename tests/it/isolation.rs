@@ -3,6 +3,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use webhook_dispatcher::{
+    domain::{
+        ApplicationId,
+        sealing::{SealingKey, SealingKeys},
+    },
+    ingest::Routes,
+};
 
 use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
 
@@ -122,4 +129,71 @@ async fn who_asked_for_quiet_is_left_in_peace_after_a_restart() {
     eventually("the other one gets them", async || (calls(&receiver, "/well") == 6).then_some(()))
         .await;
     assert_eq!(calls(&receiver, "/asks-for-quiet"), 1);
+}
+
+/// Catches: applications that are read one after the other, so that each waits for all; one with many
+/// subscriptions that holds up the others; what is missing from a common answer.
+#[tokio::test]
+async fn what_is_known_of_many_applications_is_read_together() {
+    const APPLICATIONS: i32 = 300;
+    let database = TestDatabase::new().await;
+    let store = database.store();
+    sqlx::query(
+        "insert into application (application_id, uid, name)
+         select gen_random_uuid(), 'tenant-' || n, 'Tenant' from generate_series(1, $1) as n",
+    )
+    .bind(APPLICATIONS)
+    .execute(store.pool())
+    .await
+    .unwrap();
+    // One of them is large.
+    sqlx::query(
+        "with made as (
+             insert into subscription (subscription_id, application_id, revision, routing_version)
+             select gen_random_uuid(), application_id, 1, 1
+             from application, generate_series(1, 500) where uid = 'tenant-7'
+             returning subscription_id
+         )
+         insert into subscription_revision (
+             subscription_id, revision, routing_version, target_url, method, event_types, is_active,
+             payload_format, schema_version, signing, signature_headers
+         )
+         select subscription_id, 1, 1, 'http://127.0.0.1:9/', 'POST', '{a}', true, 'raw', '1',
+                'none', 'standard'
+         from made",
+    )
+    .execute(store.pool())
+    .await
+    .unwrap();
+    let ids: Vec<(uuid::Uuid, String)> =
+        sqlx::query_as("select application_id, uid from application where uid like 'tenant-%'")
+            .fetch_all(store.pool())
+            .await
+            .unwrap();
+    let statements = async || -> i64 {
+        let sql = "select xact_commit from pg_stat_database where datname = current_database()";
+        sqlx::query_scalar(sql).fetch_one(database.store().pool()).await.unwrap()
+    };
+    let routes = Routes::new(SealingKeys::from("07".repeat(32).parse::<SealingKey>().unwrap()));
+    let before = statements().await;
+    let read = futures_util::future::join_all(ids.iter().map(async |(id, uid)| {
+        let id = ApplicationId::from_uuid(*id);
+        let snapshot = routes.fresh(&store, id).await.unwrap().unwrap();
+        assert_eq!((snapshot.application, snapshot.uid.as_deref()), (id, Some(&**uid)));
+        snapshot.subscriptions().len()
+    }))
+    .await;
+    assert_eq!((read.iter().sum::<usize>(), read.iter().max()), (500, Some(&500)));
+    assert!(
+        routes
+            .fresh(&store, ApplicationId::from_uuid(uuid::Uuid::from_u128(1)))
+            .await
+            .unwrap()
+            .is_none()
+    );
+    // Connections tell of their statements when they end, and seldom before.
+    store.pool().close().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let told = statements().await - before;
+    assert!(told < i64::from(APPLICATIONS) / 2, "{told}");
 }
