@@ -80,6 +80,13 @@ pub struct Pace {
     pub slack: Duration,
 }
 
+impl Pace {
+    /// How far ahead the next time can be at most, after requests at this pace.
+    pub fn ahead_max(&self) -> Duration {
+        self.step + self.tolerance
+    }
+}
+
 /// What a revision of a subscription says about its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LaneLimit {
@@ -92,6 +99,11 @@ pub struct LaneLimit {
 }
 
 impl LaneLimit {
+    /// How much earlier than its time a request may begin.
+    pub fn tolerance(&self) -> Duration {
+        self.pace.map_or(Duration::ZERO, |pace| pace.tolerance)
+    }
+
     /// Whether it bounds anything.
     pub fn bounds(&self) -> bool {
         self.max_in_flight.is_some() || self.pace.is_some()

@@ -128,7 +128,14 @@ impl Handover {
     ) -> Option<DispatcherId> {
         let owner = self.owner().filter(|_| !self.is_closing.load(Ordering::Acquire))?;
         let of = (application, limit.as_ref());
-        if !self.lanes().reserve(lane, of, bytes, Instant::now()) {
+        let mut lanes = self.lanes();
+        let is_granted = lanes.reserve(lane, of, bytes, Instant::now());
+        let has_astray = lanes.has_astray();
+        drop(lanes);
+        if has_astray {
+            self.startable.notify_one();
+        }
+        if !is_granted {
             return None;
         }
         self.hold(id, ClaimToken { owner, number: 1 });
@@ -235,7 +242,7 @@ impl Handover {
 
     /// Says what the owner of a lane bounds.
     pub fn set_limit(&self, lane: LaneId, limit: &LaneLimit) {
-        self.lanes().set_limit(lane, limit);
+        self.lanes().set_limit(lane, limit, Instant::now());
         self.startable.notify_one();
     }
 
@@ -252,18 +259,25 @@ impl Handover {
         }
     }
 
-    /// Says which processes there are.
-    pub fn set_members(&self, members: Members) {
-        self.and_wake_claimer(|lanes| lanes.set_members(members));
-        self.startable.notify_one();
+    /// Says which processes there are; tells whether that is news.
+    pub fn set_members(&self, members: Members) -> bool {
+        let is_news = self.lanes().set_members(members);
+        if is_news {
+            self.startable.notify_one();
+        }
+        is_news
     }
 
     /// Gives back to the database what is in memory and not to be sent from here, or not now.
     pub async fn release_astray(&self, store: &Store) {
         let astray = self.lanes().take_astray();
-        if astray.is_empty() {
-            return;
+        if !astray.is_empty() {
+            self.release_unsent(store, astray).await;
         }
+    }
+
+    /// Gives back to the database what is not sent from here, or not now, each in its place.
+    pub async fn release_unsent(&self, store: &Store, astray: Vec<Claim>) {
         telemetry::went_astray(astray.len());
         let claims: Vec<_> = astray.iter().map(|claim| (claim.delivery_id, claim.token)).collect();
         if let Err(error) = store.release(&claims, Release::InPlace).await {
@@ -274,6 +288,10 @@ impl Handover {
             astray.iter().map(|claim| (claim.lane, claim.application)).collect();
         lanes.sort_unstable();
         lanes.dedup();
+        {
+            let mut desk = self.lanes();
+            lanes.iter().for_each(|(lane, _)| desk.forget_mark(*lane));
+        }
         self.leave_in_queue(lanes);
     }
 

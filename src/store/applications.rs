@@ -249,6 +249,10 @@ impl Store {
                          routing_version = deleted.routing_version
                      from deleted
                      where s.application_id = deleted.application_id and s.deleted_at is null
+                     returning s.subscription_id
+                 ),
+                 unlimited as (
+                     delete from lane_limit l using ended where l.lane_id = ended.subscription_id
                  ),
                  revoked as (
                      update api_key set revoked_at = now()

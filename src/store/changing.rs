@@ -165,7 +165,9 @@ impl Change<'_> {
             "with changed as (
                  update lane_limit
                  set revision = $2, max_in_flight = $3, step_us = $4,
-                     tolerance_us = coalesce($5, 0), slack_us = coalesce($6, 0)
+                     tolerance_us = coalesce($5, 0), slack_us = coalesce($6, 0),
+                     -- What a slower rate has spent does not hold up a faster one.
+                     next_at = least(next_at, now() + ($4 + $5) * interval '1 microsecond')
                  where lane_id = $1
                  returning lane_id
              )

@@ -118,9 +118,9 @@ pub struct ClaimedRow {
     time: Option<Instant>,
 }
 
-/// What is known of its lane's limit when a row is claimed.
+/// What is known of its lane's limit when a row is read.
 #[derive(Debug, sqlx::FromRow)]
-struct LimitColumns {
+pub(super) struct LimitColumns {
     limit_revision: Option<i32>,
     max_in_flight: Option<i32>,
     step_us: Option<i64>,
@@ -128,6 +128,23 @@ struct LimitColumns {
     slack_us: Option<i64>,
     /// From the claim on, when the first of the lane's rows may begin.
     first_in_us: Option<i64>,
+}
+
+impl LimitColumns {
+    pub(super) fn limit(&self) -> Option<LaneLimit> {
+        let Self { max_in_flight, step_us, tolerance_us, slack_us, .. } = *self;
+        let us = |us: i64| Duration::from_micros(us.unsigned_abs());
+        let pace = step_us.zip(tolerance_us).zip(slack_us);
+        Some(LaneLimit {
+            revision: self.limit_revision?,
+            max_in_flight: max_in_flight.map(i32::unsigned_abs),
+            pace: pace.map(|((step, tolerance), slack)| Pace {
+                step: us(step),
+                tolerance: us(tolerance),
+                slack: us(slack),
+            }),
+        })
+    }
 }
 
 impl ClaimedRow {
@@ -173,22 +190,12 @@ impl ClaimedRow {
 
     /// What its lane's owner bounds; `None` if nothing is known of that.
     pub fn limit(&self) -> Option<LaneLimit> {
-        let LimitColumns { max_in_flight, step_us, tolerance_us, slack_us, .. } = self.limit;
-        let us = |us: i64| Duration::from_micros(us.unsigned_abs());
-        let pace = step_us.zip(tolerance_us).zip(slack_us);
-        Some(LaneLimit {
-            revision: self.limit.limit_revision?,
-            max_in_flight: max_in_flight.map(i32::unsigned_abs),
-            pace: pace.map(|((step, tolerance), slack)| Pace {
-                step: us(step),
-                tolerance: us(tolerance),
-                slack: us(slack),
-            }),
-        })
+        self.limit.limit()
     }
 
     /// Gives the rows of lanes with a rate, which are in order, their times: the first of each lane
-    /// has that of the claim, which was answered then, and each other one the next.
+    /// has that of the claim, which was answered then, and each other one the next. Those that are not
+    /// sent have none.
     pub(super) fn set_times(rows: &mut [Self], answered_at: Instant) {
         let (mut lane, mut next_us) = (None, 0);
         for row in rows {
@@ -196,6 +203,9 @@ impl ClaimedRow {
             else {
                 continue;
             };
+            if row.is_expired {
+                continue;
+            }
             if lane != Some(row.lane_id) {
                 (lane, next_us) = (Some(row.lane_id), first_in_us);
             }

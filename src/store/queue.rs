@@ -21,24 +21,28 @@ pub use super::claim::{
 };
 use super::{
     Store, StoreError, bounded,
+    claim::LimitColumns,
     dispatchers::DispatcherId,
     ending::{from_queue, taken_die, taken_end, told, told_to_cms},
 };
-use crate::domain::{ApplicationId, DeliveryId, EventId, LaneId, pacing::LaneQuota};
+use crate::domain::{
+    ApplicationId, DeliveryId, EventId, LaneId, LaneLimit,
+    pacing::{HORIZON, LaneQuota},
+};
 
 /// How many leases may be lost in a row before a delivery is dead.
 pub const INTERRUPTIONS_MAX: i16 = 20;
-/// How far ahead claims take the times of a lane with a rate: enough that they come together, and few
-/// enough that little is lost with a process. The next claim follows when half of it is over.
-const HORIZON: Duration = Duration::from_millis(250);
 
 /// A lane that has work in the database.
 #[derive(Debug, sqlx::FromRow)]
 pub struct LaneHead {
     lane_id: Uuid,
     application_id: Uuid,
-    /// Milliseconds until its first delivery is due; negative if it is overdue.
+    /// Milliseconds until its first delivery is due, and may be claimed by its rate; negative if it is
+    /// overdue.
     pub due_in_ms: i64,
+    #[sqlx(flatten)]
+    limit: LimitColumns,
 }
 
 impl LaneHead {
@@ -50,6 +54,11 @@ impl LaneHead {
     /// Its application.
     pub fn application(&self) -> ApplicationId {
         ApplicationId::from_uuid(self.application_id)
+    }
+
+    /// What its owner bounds; `None` if nothing is known of that.
+    pub fn limit(&self) -> Option<LaneLimit> {
+        self.limit.limit()
     }
 
     /// How long until its first delivery is due.
@@ -85,23 +94,21 @@ pub struct Orphans {
 impl Store {
     /// Claims what is due in the planned lanes, at most the quota of each, and of lanes with a rate
     /// what may begin within [`HORIZON`]: their rows get their times, which are spent with the commit.
-    /// Rows that another transaction holds are skipped, never waited for; the times of a lane are
-    /// waited for.
+    /// Nothing of lanes whose limit is not known here. Rows that another transaction holds are skipped,
+    /// never waited for, and so are the times of a lane.
     pub async fn claim_due(
         &self,
         owner: DispatcherId,
         plan: &[LaneQuota],
         age_max: Duration,
     ) -> Result<Vec<ClaimedRow>, StoreError> {
-        let mut plan: Vec<&LaneQuota> = plan.iter().collect();
-        // Two claims wait for each other's lanes in one direction only.
-        plan.sort_unstable_by_key(|part| part.lane);
         let lanes: Vec<Uuid> = plan.iter().map(|part| part.lane.uuid()).collect();
         let quotas: Vec<i32> =
             plan.iter().map(|part| i32::try_from(part.quota).unwrap_or(i32::MAX)).collect();
         let marks: Vec<DateTime<Utc>> =
             plan.iter().map(|part| part.mark.unwrap_or_else(beginning_of_time)).collect();
         let taken_us: Vec<i64> = plan.iter().map(|part| micros(part.taken_until)).collect();
+        let revisions: Vec<i32> = plan.iter().map(|part| part.limit_revision).collect();
         bounded(async {
             let mut rows: Vec<ClaimedRow> = sqlx::query_as(CLAIM_DUE)
                 .bind(lanes)
@@ -111,6 +118,7 @@ impl Store {
                 .bind(interval(age_max))
                 .bind(taken_us)
                 .bind(micros(HORIZON))
+                .bind(revisions)
                 .fetch_all(&self.pool)
                 .await?;
             ClaimedRow::set_times(&mut rows, Instant::now());
@@ -141,6 +149,7 @@ impl Store {
     /// a loose index scan, whose cost grows with the lanes and not with their backlogs.
     pub async fn lane_heads(
         &self,
+        owner: DispatcherId,
         after: Option<LaneId>,
         lanes_max: i64,
     ) -> Result<Vec<LaneHead>, StoreError> {
@@ -148,6 +157,8 @@ impl Store {
             Ok(sqlx::query_as(LANE_HEADS)
                 .bind(after.map_or(Uuid::nil(), LaneId::uuid))
                 .bind(lanes_max)
+                .bind(owner)
+                .bind(micros(HORIZON / 2))
                 .fetch_all(&self.pool)
                 .await?)
         })
@@ -260,39 +271,39 @@ macro_rules! next_time {
 // place, never by a join.
 const CLAIM_DUE: &str = concat!(
     "with wanted as materialized (
-        select * from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::bigint[])
-            as w(lane_id, quota, mark, taken_us)
+        select * from unnest($1::uuid[], $2::int[], $3::timestamptz[], $6::bigint[], $8::int[])
+            as w(lane_id, quota, mark, taken_us, limit_revision)
+    ),
+    limits as materialized (
+        select l.lane_id, l.revision, l.max_in_flight, l.step_us, l.tolerance_us, l.slack_us,
+               wanted.taken_us, wanted.limit_revision >= l.revision as is_known
+        from wanted
+        cross join lateral (
+            select * from lane_limit l where l.lane_id = wanted.lane_id offset 0
+        ) as l
     ),
     paced as materialized (
         select l.*, first.at,
                greatest(0, floor(
                    (extract(epoch from now() - first.at) * 1000000 + l.tolerance_us + $7) / l.step_us
                ) + 1)::bigint as room
-        from wanted
+        from limits
         cross join lateral (
-            select * from lane_limit l
-            where l.lane_id = wanted.lane_id and l.step_us is not null
-            for no key update
+            select *, ctid as place from lane_limit l
+            where l.lane_id = limits.lane_id and l.step_us is not null
+            for no key update skip locked
         ) as l
         cross join lateral (
             select greatest(",
     next_time!("$4"),
-    ", now() + wanted.taken_us * interval '1 microsecond') as at
+    ", now() + limits.taken_us * interval '1 microsecond') as at
         ) as first
-    ),
-    limits as materialized (
-        select lane_id, revision, max_in_flight, step_us, tolerance_us, slack_us, at from paced
-        union all
-        select l.lane_id, l.revision, l.max_in_flight, null, null, null, null
-        from wanted
-        cross join lateral (
-            select * from lane_limit l
-            where l.lane_id = wanted.lane_id and l.step_us is null offset 0
-        ) as l
+        where limits.is_known and limits.step_us is not null
     ),
     due as (
         select head.place
         from wanted
+        left join limits on limits.lane_id = wanted.lane_id
         left join paced on paced.lane_id = wanted.lane_id
         cross join lateral (
             select q.ctid as place
@@ -300,7 +311,10 @@ const CLAIM_DUE: &str = concat!(
             where q.lane_id = wanted.lane_id and q.owner is null
               and q.due_at <= now() and q.due_at >= wanted.mark
             order by q.lane_id, q.due_at
-            limit least(wanted.quota, paced.room)
+            limit case when limits.lane_id is null then wanted.quota
+                       when not limits.is_known then 0
+                       when limits.step_us is null then wanted.quota
+                       else least(wanted.quota, coalesce(paced.room, 0)) end
             for update skip locked
         ) as head
     ),
@@ -319,19 +333,21 @@ const CLAIM_DUE: &str = concat!(
         set next_at = paced.at + claims.number * paced.step_us * interval '1 microsecond',
             taken_by = $4
         from paced
-        join (select lane_id, count(*) as number from claimed group by lane_id) as claims
-            using (lane_id)
-        where l.lane_id = paced.lane_id
+        join (
+            select lane_id, count(*) as number from claimed where not is_expired group by lane_id
+        ) as claims using (lane_id)
+        where l.ctid = paced.place
     )
     select claimed.*, event.type as event_type, event.metadata as event_metadata,
            target.method as target_method, target.sealed_headers as target_headers,
            target.signing_key as target_key, target.retry as target_retry,
-           limits.revision as limit_revision, limits.max_in_flight, limits.step_us,
-           limits.tolerance_us, limits.slack_us,
-           (extract(epoch from limits.at - now()) * 1000000)::bigint - limits.tolerance_us
+           limits.revision as limit_revision, limits.max_in_flight, paced.step_us,
+           paced.tolerance_us, paced.slack_us,
+           (extract(epoch from paced.at - now()) * 1000000)::bigint - paced.tolerance_us
                as first_in_us
     from claimed
     left join limits on limits.lane_id = claimed.lane_id
+    left join paced on paced.lane_id = claimed.lane_id
     left join lateral (
         select e.type, case when claimed.subscription_id is not null then e.metadata end as metadata,
                e.route
@@ -348,8 +364,29 @@ const CLAIM_DUE: &str = concat!(
     order by claimed.lane_id, claimed.due_at"
 );
 
-const LANE_HEADS: &str = "
-    with recursive head as (
+/// What bounds the lane of `$lane`, if anything does, as `l`; with `may_at`, when its next time is
+/// near for the process `$owner`: `$ahead` microseconds before.
+macro_rules! limit_of {
+    ($lane:literal, $owner:literal, $ahead:literal) => {
+        concat!(
+            "left join lateral (
+                select l.revision as limit_revision, l.max_in_flight, l.step_us, l.tolerance_us,
+                       l.slack_us, null::bigint as first_in_us,
+                       case when l.step_us is not null then ",
+            next_time!($owner),
+            " - (l.tolerance_us + ",
+            $ahead,
+            ") * interval '1 microsecond' end as may_at
+                from lane_limit l where l.lane_id = ",
+            $lane,
+            " offset 0
+            ) as l on true "
+        )
+    };
+}
+
+const LANE_HEADS: &str = concat!(
+    "with recursive head as (
         (
             select lane_id, application_id, due_at from delivery_queue
             where owner is null and lane_id > $1
@@ -362,29 +399,27 @@ const LANE_HEADS: &str = "
             where owner is null and lane_id > head.lane_id
             order by lane_id, due_at limit 1
         ) as next
-    )
-    select lane_id, application_id,
-           (extract(epoch from due_at - clock_timestamp()) * 1000)::bigint as due_in_ms
-    from head limit $2";
+    ),
+    page as (select * from head limit $2)
+    select page.lane_id, page.application_id, l.*,
+           ceil(extract(epoch from greatest(page.due_at, l.may_at) - clock_timestamp()) * 1000)::bigint
+               as due_in_ms
+    from page ",
+    limit_of!("page.lane_id", "$3", "$4"),
+    "order by page.lane_id"
+);
 
 const NEXT_DUE: &str = concat!(
-    "select lanes.lane_id, head.application_id,
-           ceil(extract(epoch from greatest(head.due_at, paced.at) - clock_timestamp()) * 1000)::bigint
+    "select lanes.lane_id, head.application_id, l.*,
+           ceil(extract(epoch from greatest(head.due_at, l.may_at) - clock_timestamp()) * 1000)::bigint
                as due_in_ms
     from unnest($1::uuid[], $2::timestamptz[]) as lanes(lane_id, mark)
     cross join lateral (
         select application_id, due_at from delivery_queue q
         where q.lane_id = lanes.lane_id and q.owner is null and q.due_at >= lanes.mark
         order by q.lane_id, q.due_at limit 1
-    ) as head
-    left join lateral (
-        select ",
-    next_time!("$3"),
-    " - (l.tolerance_us + $4) * interval '1 microsecond' as at
-        from lane_limit l
-        where l.lane_id = lanes.lane_id and l.step_us is not null
-        offset 0
-    ) as paced on true"
+    ) as head ",
+    limit_of!("lanes.lane_id", "$3", "$4")
 );
 
 const RELEASE_ORPHANS: &str = concat!(

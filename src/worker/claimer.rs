@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use super::{Shared, recorder::unsent};
 use crate::{
     domain::{
-        ErrorClass, EventId, LaneId,
+        ApplicationId, ErrorClass, EventId, LaneId,
         pacing::{Claimed, DUE_HORIZON, LaneQuota},
     },
     store::{
@@ -117,7 +117,7 @@ impl Claimer {
             return Ok(());
         };
         if self.next_look <= Instant::now() {
-            self.look().await?;
+            self.look(owner).await?;
             self.last_look = Instant::now();
             let pause = self.shared.settings.poll_interval;
             let is_done = self.cursor.is_none();
@@ -136,13 +136,17 @@ impl Claimer {
     }
 
     /// Looks through the queue for lanes with work, due or to come.
-    async fn look(&mut self) -> Result<(), StoreError> {
+    async fn look(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
         for _ in 0..PAGES_PER_LOOK {
-            let heads = self.shared.store.lane_heads(self.cursor, LANES_PER_PAGE).await?;
+            let heads = self.shared.store.lane_heads(owner, self.cursor, LANES_PER_PAGE).await?;
             let now = Instant::now();
             let mut lanes = self.shared.handover.lanes();
             for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
-                lanes.note_due(head.lane(), head.application(), now + head.due_in());
+                let (lane, application) = (head.lane(), head.application());
+                lanes.note_due(lane, application, now + head.due_in());
+                if let Some(limit) = head.limit() {
+                    lanes.set_limit(lane, &limit, now);
+                }
             }
             drop(lanes);
             let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
@@ -228,7 +232,14 @@ impl Claimer {
         let now = Instant::now();
         let mut desk = self.shared.handover.lanes();
         for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
-            desk.note_due(head.lane(), head.application(), now + head.due_in());
+            let (lane, application, due) = (head.lane(), head.application(), now + head.due_in());
+            match head.limit() {
+                Some(limit) => {
+                    desk.set_limit(lane, &limit, now);
+                    desk.note_later(lane, application, due, now);
+                }
+                None => desk.note_due(lane, application, due),
+            }
         }
         Ok(())
     }
@@ -257,13 +268,23 @@ impl Claimer {
         let mut lanes = self.shared.handover.lanes();
         for row in rows {
             if let Some(limit) = row.limit() {
-                lanes.set_limit(row.lane(), &limit);
+                lanes.set_limit(row.lane(), &limit, now);
             }
         }
+        // What is too old takes no time of a rate: there may be more that does.
+        let expired: HashMap<LaneId, ApplicationId> = rows
+            .iter()
+            .filter(|row| row.is_expired)
+            .map(|row| (row.lane(), row.application()))
+            .collect();
         plan.iter()
             .filter_map(|part| {
                 let got = got.get(&part.lane).copied().unwrap_or_default();
-                let is_exhausted = lanes.settle_claim(part, &got, now);
+                let mut is_exhausted = lanes.settle_claim(part, &got, now);
+                if is_exhausted && let Some(application) = expired.get(&part.lane) {
+                    lanes.note_due(part.lane, *application, now);
+                    is_exhausted = false;
+                }
                 is_exhausted.then_some((part.lane, part.mark))
             })
             .collect()

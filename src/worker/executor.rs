@@ -36,7 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Starts whatever can be started, whenever something can, until the end.
 pub async fn run(shared: Arc<Shared>) {
     loop {
-        let next = shared.handover.lanes().next_start();
+        // Who is fenced is woken when that ends.
+        let next = shared.handover.owner().and_then(|_| shared.handover.lanes().next_start());
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = shared.handover.startable() => {}
@@ -104,8 +105,13 @@ async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
             () = shared.abort.cancelled() => return,
         };
         if !in_time {
-            return postpone(&shared, claim, slot, Duration::ZERO).await;
+            return miss(&shared, claim, slot).await;
         }
+    }
+    // It may have waited for long: by now others may take this process for dead.
+    if shared.handover.owner() != Some(claim.token.owner) {
+        shared.handover.forget(claim.delivery_id, claim.token);
+        return shared.handover.lanes().abandon(slot, claim.lane, claim.bytes());
     }
     let (lane, began) = (claim.lane, Instant::now());
     let started_at = shared.clock.now();
@@ -284,6 +290,14 @@ fn log(
             "attempt failed, made by hand; the delivery is what it was"
         ),
     }
+}
+
+/// Gives back a claim that has missed the time that its lane's rate gave it. It is no attempt.
+async fn miss(shared: &Shared, claim: Claim, slot: Slot) {
+    let (lane, bytes) = (claim.lane, claim.bytes());
+    shared.handover.release_unsent(&shared.store, vec![claim]).await;
+    shared.handover.lanes().end(slot);
+    shared.handover.free([(lane, bytes)]);
 }
 
 /// Gives back a claim that cannot be sent at present. It is no attempt.

@@ -53,7 +53,11 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
                 shared.dispatchers.store(count, Ordering::Relaxed);
                 // One that is alone has nobody who must hear of it first.
                 if count <= 1 || joined.elapsed() >= JOINED_AFTER {
-                    shared.handover.set_members(Members::of(owner.get(), beat.dispatchers));
+                    let members = Members::of(owner.get(), beat.dispatchers);
+                    if shared.handover.set_members(members) {
+                        // What was another process's may be ours.
+                        shared.look_now.notify_one();
+                    }
                 }
                 shared.steady_beats.fetch_add(1, Ordering::Relaxed);
                 last_beat = began;
@@ -69,8 +73,7 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
             Ok(Ok(_)) => {
                 shared.steady_beats.store(0, Ordering::Relaxed);
                 if let Some(new) = reborn(&shared, owner).await {
-                    (owner, last_beat, joined) = (new, began, began);
-                    shared.handover.set_members(Members::joining());
+                    (owner, last_beat, joined) = (new, began, Instant::now());
                 }
             }
             Ok(Err(_)) | Err(_) => {
@@ -101,6 +104,7 @@ async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
     match registered.unwrap_or(Err(StoreError::TimedOut)) {
         Ok(new) => {
             tracing::info!(dispatcher = new.get(), "registered again");
+            shared.handover.set_members(Members::joining());
             shared.handover.confirm_owner(new, began + FENCED_AFTER);
             shared.handover.wake_starter();
             shared.handover.wake_claimer();

@@ -190,6 +190,12 @@ async fn a_limit_holds_for_what_waits_already_and_no_longer_than_it_is_told() {
     })
     .await;
     assert!(receiver.count() < 200, "{}: too late to show anything", receiver.count());
+    let before = receiver.count();
+    change(json!({"rate_limit": {"count": 20, "per_seconds": 1}})).await;
+    eventually("a faster rate does not wait for the slower one", async || {
+        (receiver.count() > before + 5).then_some(())
+    })
+    .await;
     change(json!({"rate_limit": null, "max_in_flight": 2})).await;
     eventually("all", async || (receiver.count() == 200).then_some(())).await;
     change(json!({"max_in_flight": null})).await;

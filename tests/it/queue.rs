@@ -57,7 +57,13 @@ impl Bench {
 
     /// Claims from the one lane.
     async fn claim(&self, owner: DispatcherId, quota: usize) -> Vec<ClaimedRow> {
-        let plan = [LaneQuota { lane: lane(), quota, mark: None, taken_until: Duration::ZERO }];
+        let plan = [LaneQuota {
+            lane: lane(),
+            quota,
+            mark: None,
+            taken_until: Duration::ZERO,
+            limit_revision: 1,
+        }];
         self.store.claim_due(owner, &plan, AGE_MAX).await.unwrap()
     }
 
@@ -500,14 +506,14 @@ async fn heads_name_each_lane_once_with_its_first_due_time() {
     .execute(bench.pool())
     .await
     .unwrap();
-    let heads = bench.store.lane_heads(None, 100).await.unwrap();
+    let heads = bench.store.lane_heads(bench.me, None, 100).await.unwrap();
     assert_eq!(heads.len(), 2);
     let ours = heads.iter().find(|head| head.lane() == lane()).unwrap();
     assert!(ours.due_in_ms <= 0);
     let other = heads.iter().find(|head| head.lane() != lane()).unwrap();
     assert!((3_500_000..=3_600_000).contains(&other.due_in_ms));
-    let first_page = bench.store.lane_heads(None, 1).await.unwrap();
-    let rest = bench.store.lane_heads(Some(first_page[0].lane()), 100).await.unwrap();
+    let first_page = bench.store.lane_heads(bench.me, None, 1).await.unwrap();
+    let rest = bench.store.lane_heads(bench.me, Some(first_page[0].lane()), 100).await.unwrap();
     assert_eq!((first_page.len(), rest.len()), (1, 1));
 }
 
@@ -613,6 +619,21 @@ async fn claims_spend_the_times_of_a_lane_with_a_rate() {
     for _ in 0..6 {
         bench.insert(None).await;
     }
+    let unknown = LaneQuota {
+        lane: lane(),
+        quota: 10,
+        mark: None,
+        taken_until: Duration::ZERO,
+        limit_revision: 0,
+    };
+    assert!(bench.store.claim_due(bench.me, &[unknown], AGE_MAX).await.unwrap().is_empty());
+    for heads in [
+        bench.store.next_due(bench.me, &[(lane(), None)]).await.unwrap(),
+        bench.store.lane_heads(bench.me, None, 10).await.unwrap(),
+    ] {
+        assert_eq!(heads[0].limit().unwrap().pace.unwrap().step, STEP);
+        assert_eq!(heads[0].due_in(), Duration::ZERO);
+    }
     let began = std::time::Instant::now();
     let burst = bench.claim(bench.me, 10).await;
     assert_eq!(burst.len(), 3);
@@ -629,6 +650,24 @@ async fn claims_spend_the_times_of_a_lane_with_a_rate() {
     };
     assert!((10..20).contains(&due_in(bench.me).await), "{}", due_in(bench.me).await);
     assert!((20..26).contains(&due_in(other).await), "{}", due_in(other).await);
+
+    // What is too old to be sent takes none.
+    let known = LaneQuota {
+        lane: lane(),
+        quota: 10,
+        mark: None,
+        taken_until: Duration::ZERO,
+        limit_revision: 1,
+    };
+    sqlx::query("update lane_limit set next_at = now() + interval '40.1 seconds'")
+        .execute(bench.pool())
+        .await
+        .unwrap();
+    let old = bench.store.claim_due(bench.me, &[known], Duration::ZERO).await.unwrap();
+    let old = only(old);
+    assert!(old.is_expired && old.time().is_none());
+    let claims = [(old.delivery_id(), old.token(bench.me))];
+    bench.store.release(&claims, Release::InPlace).await.unwrap();
 
     // As if that time had passed.
     sqlx::query("update lane_limit set next_at = now() + interval '40.1 seconds'")

@@ -27,6 +27,11 @@ const SIP_LANES: (usize, usize) = (8, 64);
 const SIP_PAUSE: Duration = Duration::from_millis(5);
 /// The same after one that named nobody: who waits has all that it may have.
 const EMPTY_SIP_PAUSE: Duration = Duration::from_millis(20);
+/// The least time from a claim of a limited lane that brought nothing to the next.
+const LIMITED_PAUSE: Duration = Duration::from_millis(20);
+/// How far ahead claims take the times of a lane with a rate: enough that they come together, and few
+/// enough that little is lost with a process. The next claim follows when half of it is over.
+pub const HORIZON: Duration = Duration::from_millis(250);
 /// Of what may be held, claims leave this part to what is born claimed: one of so many.
 const LEFT_TO_THE_BORN: usize = 4;
 
@@ -43,6 +48,9 @@ pub struct LaneQuota {
     /// The times of a lane with a rate begin no earlier than this from now: those before are taken by
     /// what waits here.
     pub taken_until: Duration,
+    /// Which revision of its limit is known. Of a lane that is limited by a later one nothing is
+    /// claimed: it may be another process's.
+    pub limit_revision: i32,
 }
 
 /// What a claim brought of one lane.
@@ -107,7 +115,7 @@ impl<T> Lane<T> {
     /// How many deliveries a claim may fill the lane up to: enough for some round trips of the
     /// receiver, so that a backlog drains without a break; of others than the proven only what is
     /// sent now.
-    fn target(&self, limits: &Limits, spare: usize) -> usize {
+    pub(super) fn target(&self, limits: &Limits, spare: usize) -> usize {
         let round_trips = if self.class == Class::Proven { 4 } else { 1 };
         (round_trips * self.width(limits, spare)).min(limits.lane_held_max)
     }
@@ -121,6 +129,27 @@ impl<T: Held> Lanes<T> {
             lane.due = Some(due);
         }
         self.reindex(id);
+    }
+
+    /// Notes when a lane with a limit has work that may be claimed, after a claim that brought less than
+    /// it might: not before its rate has times again, and not at once in any case.
+    pub fn note_later(
+        &mut self,
+        id: LaneId,
+        application: ApplicationId,
+        due: Instant,
+        now: Instant,
+    ) {
+        let Some(lane) = self.by_id.get(&id) else { return };
+        let ahead = lane.taken_until(now).saturating_sub(lane.limit.tolerance() + HORIZON / 2);
+        self.note_due(id, application, due.max(now + ahead.max(LIMITED_PAUSE)));
+    }
+
+    /// Has the next claim of a lane look at all that is due: what was given back lies below its mark.
+    pub fn forget_mark(&mut self, id: LaneId) {
+        if let Some(lane) = self.by_id.get_mut(&id) {
+            lane.mark = None;
+        }
     }
 
     /// When the next claim would find something that there is room for, as far as is known.
@@ -210,7 +239,8 @@ impl<T: Held> Lanes<T> {
             lane.reserved += quota;
             lane.mark = lane.mark.filter(|&(_, set_at)| now < set_at + MARK_AGE_MAX);
             let (mark, taken_until) = (lane.mark.map(|(mark, _)| mark), lane.taken_until(now));
-            plan.push(LaneQuota { lane: id, quota, mark, taken_until });
+            let limit_revision = lane.limit.revision;
+            plan.push(LaneQuota { lane: id, quota, mark, taken_until, limit_revision });
             *rows -= quota;
             planned += 1;
             self.hold(id, quota, 0);

@@ -104,13 +104,18 @@ impl Alarms {
 }
 
 impl<T: Held> Lane<T> {
-    /// When the next one may begin of a lane with a rate; `None` if there is none.
+    /// When the next one may begin of a lane with a rate; `None` if there is none, or if it has no
+    /// time, or none that it could keep: it is given back when its turn comes.
     fn next_time(&self) -> Option<Instant> {
         let (front, pace) = (self.queued.front()?, self.limit.pace?);
-        // `None`: it has no time, and is given back when its turn comes.
         let own = front.time()?;
-        let earliest = self.next_at.and_then(|at| at.checked_sub(pace.tolerance));
-        Some(earliest.map_or(own, |earliest| own.max(earliest)))
+        let at = self.earliest().map_or(own, |earliest| own.max(earliest));
+        Some(at).filter(|&at| at <= own + pace.slack)
+    }
+
+    /// Before when none may begin of a lane with a rate.
+    fn earliest(&self) -> Option<Instant> {
+        self.next_at?.checked_sub(self.limit.tolerance())
     }
 
     /// How far ahead the times are taken that are known here: the next ones come after it.
@@ -124,27 +129,34 @@ impl<T: Held> Lane<T> {
 
 impl<T: Held> Lanes<T> {
     /// Says what a lane's owner bounds, unless something later is known of that.
-    pub fn set_limit(&mut self, id: LaneId, limit: &LaneLimit) {
+    pub fn set_limit(&mut self, id: LaneId, limit: &LaneLimit, now: Instant) {
         let Some(lane) = self.by_id.get_mut(&id) else { return };
         if limit.revision <= lane.limit.revision {
             return;
         }
         let had_pace = lane.limit.pace.is_some();
         lane.limit = *limit;
-        if limit.pace.is_none() {
-            self.alarms.set(lane, id, None);
-            lane.next_at = None;
-        } else if !had_pace {
-            // What waits has no time.
-            lane.turn = None;
+        match limit.pace {
+            None => {
+                self.alarms.set(lane, id, None);
+                lane.next_at = None;
+            }
+            Some(pace) => {
+                // What a slower rate has spent does not hold up a faster one.
+                lane.next_at = lane.next_at.map(|at| at.min(now + pace.ahead_max()));
+                if !had_pace {
+                    // What waits has no time.
+                    lane.turn = None;
+                }
+            }
         }
         self.set_share(id);
     }
 
-    /// Says which processes there are.
-    pub fn set_members(&mut self, members: Members) {
+    /// Says which processes there are; tells whether that is news.
+    pub fn set_members(&mut self, members: Members) -> bool {
         if self.members == members {
-            return;
+            return false;
         }
         self.members = members;
         let limited = self.by_id.iter().filter(|(_, lane)| lane.limit.bounds());
@@ -152,13 +164,17 @@ impl<T: Held> Lanes<T> {
         for id in limited {
             self.set_share(id);
         }
+        true
     }
 
     fn set_share(&mut self, id: LaneId) {
+        let spare = self.spare();
         let Some(lane) = self.by_id.get_mut(&id) else { return };
         lane.share = self.members.share(id, &lane.limit);
-        if lane.share == 0 {
-            let astray = self.take_queued(id, 0);
+        if lane.limit.bounds() {
+            let target = if lane.share == 0 { 0 } else { lane.target(&self.limits, spare) };
+            let kept = target.saturating_sub(lane.in_flight + lane.reserved);
+            let astray = self.take_queued(id, kept);
             self.astray.extend(astray);
         }
         self.offer(id);
@@ -175,6 +191,7 @@ impl<T: Held> Lanes<T> {
         }
         let next_at = lane.next_at.unwrap_or(now);
         match next_at.checked_sub(pace.tolerance) {
+            Some(earliest) if time.is_some_and(|time| time + pace.slack < earliest) => Begin::Late,
             Some(earliest) if now < earliest => Begin::At(earliest),
             _ => {
                 lane.next_at = Some(next_at.max(now) + pace.step);
@@ -183,6 +200,11 @@ impl<T: Held> Lanes<T> {
                 Begin::Now
             }
         }
+    }
+
+    /// Whether something is to be given back.
+    pub fn has_astray(&self) -> bool {
+        !self.astray.is_empty()
     }
 
     /// Takes what is in memory and not to be sent from here, or not now: it goes back to the database.
@@ -226,7 +248,8 @@ impl<T: Held> Lanes<T> {
     pub(super) fn is_in_time(&mut self, id: LaneId, now: Instant) -> bool {
         let Some(lane) = self.by_id.get_mut(&id) else { return false };
         let Some(pace) = lane.limit.pace else { return true };
-        let is_lost = |one: &T| one.time().is_none_or(|at| at + pace.slack < now);
+        let from = lane.earliest().map_or(now, |earliest| earliest.max(now));
+        let is_lost = |one: &T| one.time().is_none_or(|at| at + pace.slack < from);
         let lost = lane.queued.iter().take_while(|one| is_lost(one)).count();
         if lost > 0 {
             let astray: Vec<T> = lane.queued.drain(..lost).collect();

@@ -43,7 +43,7 @@ use self::{
     slots::{APPLICATION_FACTOR, Slots},
 };
 pub use self::{
-    claims::{Claimed, LaneQuota},
+    claims::{Claimed, HORIZON, LaneQuota},
     lane::Class,
     limited::{Begin, Members},
     slots::Slot,
@@ -220,11 +220,13 @@ impl<T: Held> Lanes<T> {
             return false;
         }
         if let Some(limit) = limit {
-            self.set_limit(id, limit);
+            self.set_limit(id, limit, now);
         }
         let Some(lane) = self.by_id.get_mut(&id) else { return false };
         let room = match lane.class {
             _ if lane.share == 0 || lane.limit.pace.is_some() => 0,
+            // What one process cannot send soon is left to the others.
+            Class::Proven if lane.limit.bounds() => lane.target(&limits, spare),
             Class::Proven => limits.lane_held_max,
             Class::Unproven => UNPROVEN_HELD_MAX.min(limits.lane_held_max),
             Class::Suspect if lane.answers_slowly => lane.width(&limits, spare),

@@ -2,10 +2,7 @@
 
 use serde_json::{Value, json};
 use webhook_dispatcher::{
-    domain::{
-        DeliveryId,
-        ids::unix_ms_of,
-    },
+    domain::{DeliveryId, ids::unix_ms_of},
     store::{
         replay_steps::DUE_IN_LANE_MAX,
         rerouting::{LateDelivery, Rerouted},

@@ -22,8 +22,9 @@ fn a_lane_begins_with_one_request_and_widens_while_it_has_more() {
 #[test]
 fn a_slot_is_free_when_its_result_is_recorded() {
     let mut bench = Bench::new();
-    bench.fill(1, 5);
+    bench.fill(1, 1);
     bench.cap(1, Some(1));
+    bench.fill(1, 4);
     bench.start();
     bench.conclude(1, Verdict::Healthy);
     assert!(bench.start().is_empty());
@@ -202,6 +203,7 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
             quota: bench.width(1),
             mark: None,
             taken_until: Duration::ZERO,
+            limit_revision: 0,
         };
         let got = Claimed { taken: 1, left: 0, bytes: 10, last_due: None };
         bench.lanes.settle_claim(&part, &got, bench.now);
@@ -229,7 +231,13 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
 
     bench.now = bench.lanes.next_due(bench.now).unwrap();
     bench.plan();
-    let part = LaneQuota { lane: lane(1), quota: 1, mark: None, taken_until: Duration::ZERO };
+    let part = LaneQuota {
+        lane: lane(1),
+        quota: 1,
+        mark: None,
+        taken_until: Duration::ZERO,
+        limit_revision: 0,
+    };
     let got = Claimed { taken: 1, left: 0, bytes: 10, last_due: None };
     bench.lanes.settle_claim(&part, &got, bench.now);
     bench.lanes.push(Delivery(lane(1), None), bench.now).unwrap();

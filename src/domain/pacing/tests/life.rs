@@ -120,7 +120,9 @@ proptest! {
                     let pace = Pace { step: 9 * MS, tolerance: 20 * MS, slack: 100 * MS };
                     bench.limit(n, most, is_paced.then_some(pace));
                 }
-                Step::Members(0) => bench.lanes.set_members(Members::joining()),
+                Step::Members(0) => {
+                    bench.lanes.set_members(Members::joining());
+                }
                 Step::Members(others) => {
                     bench.lanes.set_members(Members::of(1, (1..=others).collect()));
                 }

@@ -158,7 +158,42 @@ fn what_was_started_still_has_to_wait_for_what_began_meanwhile() {
     assert_eq!(bench.lanes.begin(lane(1), time, bench.now), Begin::At(later));
     assert_eq!(bench.lanes.begin(lane(1), time, later), Begin::Now);
     assert_eq!(bench.lanes.begin(lane(1), time, later + SECOND), Begin::Late);
+    // The rate is another one now: what would have to wait until tomorrow does not wait here.
+    let slower = Pace { step: 86_400 * SECOND, ..PACE };
+    bench.limit(1, None, Some(slower));
+    let time = Some(later + 100 * MS);
+    assert_eq!(bench.lanes.begin(lane(1), time, later + 100 * MS), Begin::Now);
+    assert_eq!(bench.lanes.begin(lane(1), time, later + 100 * MS), Begin::Late);
+    // And what waited for that does not hold up a faster one.
+    bench.limit(1, None, Some(PACE));
+    let now = bench.now;
+    assert_eq!(bench.lanes.begin(lane(1), Some(now), now), Begin::At(now + 100 * MS));
     assert_eq!(bench.lanes.begin(lane(2), None, later), Begin::Now, "has no rate");
+}
+
+/// Catches: deliveries that stay in memory for a time that is far away; a process that asks for more
+/// times over and over while it is ahead of those that there are; one that keeps in memory what others
+/// could send.
+#[test]
+fn what_cannot_be_sent_soon_is_left_in_the_database() {
+    let mut bench = Bench::paced(PACE);
+    bench.claim_at(1, &[0, 100, 200]);
+    assert_eq!(bench.start().len(), 1);
+    bench.limit(1, None, Some(Pace { step: 86_400 * SECOND, ..PACE }));
+    bench.now += 100 * MS;
+    assert_eq!(bench.start().len(), 1, "the next one by the rate that was");
+    bench.now += 100 * MS;
+    assert_eq!((bench.start().len(), bench.lanes.take_astray().len()), (0, 1));
+    let ahead = 86_400 * SECOND - HORIZON / 2 - 100 * MS;
+    bench.lanes.note_later(lane(1), of(lane(1)), bench.now, bench.now);
+    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + ahead));
+
+    let mut bench = Bench::new();
+    bench.prove(1);
+    assert_eq!(bench.fill(1, 20), 20);
+    bench.cap(1, Some(2));
+    assert_eq!((bench.lanes.take_astray().len(), bench.start().len()), (12, 2));
+    assert_eq!(bench.fill(1, 5), 0, "four round trips of two are there");
 }
 
 #[test]
@@ -167,7 +202,7 @@ fn an_older_revision_changes_nothing() {
     bench.prove(1);
     bench.cap(1, Some(2));
     let older = LaneLimit { revision: bench.revision - 1, max_in_flight: None, pace: None };
-    bench.lanes.set_limit(lane(1), &older);
+    bench.lanes.set_limit(lane(1), &older, bench.now);
     bench.fill(1, 5);
     assert_eq!(bench.start().len(), 2);
 }

@@ -93,7 +93,7 @@ impl Bench {
     fn limit(&mut self, n: u128, max_in_flight: Option<u32>, pace: Option<Pace>) {
         self.revision += 1;
         let limit = LaneLimit { revision: self.revision, max_in_flight, pace };
-        self.lanes.set_limit(lane(n), &limit);
+        self.lanes.set_limit(lane(n), &limit, self.now);
     }
 
     fn conclude(&mut self, n: u128, verdict: Verdict) -> usize {
