@@ -222,6 +222,8 @@ impl App {
             });
         }
         tasks.spawn(end_with_a_part(stop.clone(), failed.clone()));
+        let timeout = config.clients.body_timeout;
+        let limit = |setting, bytes_max| Limit { bytes_max, setting, timeout };
         let state = ApiState::new(http::Api {
             store: store.clone(),
             ingest,
@@ -240,8 +242,8 @@ impl App {
             dispatch: config.dispatch,
             dispatches: DispatchesUnderWay::default(),
             signing_keys: config.signing_keys.named.clone(),
-            body_limit: Limit { bytes_max: config.request_body_max, setting: "REQUEST_BODY_MAX" },
-            batch_limit: Limit { bytes_max: config.batch_body_max, setting: "BATCH_BODY_MAX" },
+            body_limit: limit("REQUEST_BODY_MAX", config.request_body_max),
+            batch_limit: limit("BATCH_BODY_MAX", config.batch_body_max),
             batch_room: BatchRoom::default(),
             breaker: config.breaker,
             cms: cms_link,
@@ -251,7 +253,8 @@ impl App {
         // One grace for both halves, from the same moment.
         let grace = config.shutdown_grace;
         let accepting = async {
-            http::server::serve(listener, http::router(state), stop.clone(), grace).await;
+            let routes = http::router(state);
+            http::server::serve(listener, routes, config.clients, stop.clone(), grace).await;
             finish_batches(batching, moving, telling).await;
         };
         match worker {

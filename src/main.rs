@@ -113,7 +113,7 @@ fn mcp(instance: &Instance, settings: &Settings) -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(mut config: Config) -> anyhow::Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -123,7 +123,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
              Set it before real receivers are called"
         );
     }
-    telemetry::raise_open_files(config.in_flight_max);
+    let clients = &mut config.clients;
+    let connections_max = clients.connections_max;
+    clients.afford(telemetry::raise_open_files(config.in_flight_max, connections_max));
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(shutdown::watch_signals(stop.clone()));

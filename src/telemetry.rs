@@ -1,5 +1,8 @@
 //! Logs, and every metric, each name declared once.
 
+mod refusal;
+mod seldom;
+
 use std::{sync::LazyLock, time::Duration};
 
 use metrics::{
@@ -40,6 +43,8 @@ const CMS_LOG_DOCUMENTS: &str = "dispatcher_cms_log_documents_total";
 const CMS_LOG_FAILURES: &str = "dispatcher_cms_log_failures_total";
 const CMS_LOG_DROPPED: &str = "dispatcher_cms_log_dropped_total";
 const OUTBOX_WAITS: &str = "dispatcher_outbox_oldest_seconds";
+const HTTP_CONNECTIONS: &str = "dispatcher_http_connections";
+const HTTP_REFUSALS: &str = "dispatcher_http_refusals_total";
 const CMS_LOOKS: &str = "dispatcher_cms_looks_total";
 const CMS_REFUSED: &str = "dispatcher_cms_documents_refused";
 
@@ -48,6 +53,9 @@ const SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// Upper bounds of the buckets of batch sizes, in events.
 const EVENTS_PER_BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+pub use refusal::Refusal;
+pub use seldom::Seldom;
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -121,6 +129,9 @@ struct Metrics {
     cms_log_failed: [Counter; CMS_FAILURES.len()],
     cms_log_too_old: Counter,
     cms_log_gone: Counter,
+    http_connections: Gauge,
+    /// In the order of [`Refusal::ALL`].
+    http_refused: [Counter; Refusal::ALL.len()],
 }
 
 /// How telling the CMS fails: an event's document is refused, or a request fails.
@@ -149,6 +160,8 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe_counter!(CMS_LOOKS, "Looks at all subscriptions of the CMS, by what came of them");
     describe_gauge!(CMS_REFUSED, "Documents that the last look of this process refused");
     describe_gauge!(OUTBOX_WAITS, "Age of the oldest event from SQL that was seen waiting");
+    describe_gauge!(HTTP_CONNECTIONS, "Connections of clients");
+    describe_counter!(HTTP_REFUSALS, "Requests and connections refused or cut off, by reason");
     describe_cms_log();
     Metrics {
         batch_events: histogram!(BATCH_EVENTS),
@@ -182,6 +195,8 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         cms_log_failed: CMS_FAILURES.map(|class| counter!(CMS_LOG_FAILURES, "class" => class)),
         cms_log_too_old: counter!(CMS_LOG_DROPPED, "because" => "age"),
         cms_log_gone: counter!(CMS_LOG_DROPPED, "because" => "gone"),
+        http_connections: gauge!(HTTP_CONNECTIONS),
+        http_refused: Refusal::ALL.map(|one| counter!(HTTP_REFUSALS, "reason" => one.as_str())),
     }
 });
 
@@ -287,6 +302,27 @@ pub fn recorded(recorded: Recorded) {
     METRICS.late.increment(recorded.late as u64);
 }
 
+/// A client is connected, until this is dropped.
+pub fn connected() -> Connected {
+    METRICS.http_connections.increment(1.0);
+    Connected(())
+}
+
+/// See [`connected`].
+#[derive(Debug)]
+pub struct Connected(());
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        METRICS.http_connections.decrement(1.0);
+    }
+}
+
+/// A client was refused, or cut off.
+pub fn refused(refusal: Refusal) {
+    METRICS.http_refused[refusal as usize].increment(1);
+}
+
 /// How much this process holds, told when metrics are rendered.
 pub fn load(in_flight: usize, held: usize) {
     METRICS.in_flight.set(u32::try_from(in_flight).unwrap_or(u32::MAX));
@@ -337,9 +373,11 @@ pub fn cms_log_gone(count: usize) {
     METRICS.cms_log_gone.increment(count as u64);
 }
 
-/// Raises the limit of open files as far as it goes: every request under way is a socket, and the
-/// usual default of 1,024 is below our own limits. Warns if it stays too low.
-pub fn raise_open_files(in_flight_max: usize) {
+/// Raises the limit of open files as far as it goes: every request under way and every client is a
+/// socket, and the usual default of 1,024 is below our own limits. Tells how many clients there may
+/// be then: half of what can be open, so that what is sent and what Postgres is asked find files
+/// whatever clients do. Warns if that is less than is asked for.
+pub fn raise_open_files(in_flight_max: usize, connections_max: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -354,4 +392,13 @@ pub fn raise_open_files(in_flight_max: usize) {
             "the limit of open files is low for IN_FLIGHT_MAX: connections may fail"
         );
     }
+    let affordable = usize::try_from(current / 2).unwrap_or(usize::MAX);
+    if affordable < connections_max {
+        tracing::warn!(
+            open_files = current,
+            connections_max = affordable,
+            "the limit of open files is low for CONNECTIONS_MAX: half of it counts instead"
+        );
+    }
+    affordable.min(connections_max)
 }

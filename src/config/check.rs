@@ -24,7 +24,7 @@ use crate::{
         RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, pacing::Breaker,
         retry::RetryPolicyError, sealing::SealingKeys, signature::SigningKeys,
     },
-    http::{Access, AdminKey, DispatchBounds},
+    http::{Access, AdminKey, ClientBounds, DispatchBounds},
     store::partitions::Retention,
     worker::Keys,
 };
@@ -108,6 +108,8 @@ pub struct Config {
     pub breaker: Breaker,
     /// How long the history is kept.
     pub retention: Retention,
+    /// What clients may take.
+    pub clients: ClientBounds,
     /// Bytes of a request's body.
     pub request_body_max: usize,
     /// Bytes of a batch's body.
@@ -188,6 +190,22 @@ pub enum ConfigError {
         /// `IN_FLIGHT_MAX`.
         all: usize,
     },
+    /// Clients of one address could have more connections than there are.
+    #[error("CLIENT_CONNECTIONS_MAX ({client}) must not be above CONNECTIONS_MAX ({all})")]
+    Clients {
+        /// `CLIENT_CONNECTIONS_MAX`.
+        client: usize,
+        /// `CONNECTIONS_MAX`.
+        all: usize,
+    },
+    /// A body that may come finds no room.
+    #[error(
+        "REQUEST_BODIES_MAX must not be below {variable}: a body that large would never be taken"
+    )]
+    Bodies {
+        /// The variable that allows it.
+        variable: &'static str,
+    },
     /// A receiver could make a delivery expire.
     #[error("RETRY_AFTER_MAX must be below DELIVERY_AGE_MAX")]
     RetryAfter,
@@ -249,6 +267,7 @@ impl Settings {
             lane_in_flight_max,
             breaker: self.breaker()?,
             retention,
+            clients: self.clients()?,
             request_body_max: within(
                 "REQUEST_BODY_MAX",
                 self.request_body_max,

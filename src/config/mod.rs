@@ -2,6 +2,7 @@
 //! reads the environment.
 
 mod check;
+mod clients;
 mod cms;
 mod dns;
 mod encryption;

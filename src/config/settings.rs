@@ -125,6 +125,37 @@ pub struct Settings {
     /// Bytes that the body of a batch may have; each event in it keeps to REQUEST_BODY_MAX.
     #[arg(long, env = "BATCH_BODY_MAX", default_value = "16777216")]
     pub batch_body_max: usize,
+    /// Connections of clients that are served at a time (16 to 1000000); beyond it nothing is answered
+    /// but 503, probes and metrics.
+    #[arg(long, env = "CONNECTIONS_MAX", default_value = "10000")]
+    pub connections_max: usize,
+    /// How many of them one address may have, of IPv6 a /64 [default: half of CONNECTIONS_MAX].
+    #[arg(long, env = "CLIENT_CONNECTIONS_MAX")]
+    pub client_connections_max: Option<usize>,
+    /// Requests that are read, served and answered at a time (16 to 1000000); beyond it callers get
+    /// 503, before their bodies are read.
+    #[arg(long, env = "REQUESTS_MAX", default_value = "8192")]
+    pub requests_max: usize,
+    /// Bytes of path, query and headers of a request (4096 to 262144).
+    #[arg(long, env = "REQUEST_HEAD_MAX", default_value = "32768")]
+    pub request_head_max: usize,
+    /// Bytes of all bodies of requests that may be in memory together; what is beyond 16 KiB of each
+    /// counts. Beyond it callers get 503.
+    #[arg(long, env = "REQUEST_BODIES_MAX", default_value = "268435456")]
+    pub request_bodies_max: usize,
+    /// How long the head of a request may take to arrive, in seconds (0.1 to 300).
+    #[arg(long, env = "REQUEST_HEAD_TIMEOUT", default_value = "10")]
+    pub request_head_timeout: Seconds,
+    /// How long the body of a request may take to arrive, in seconds (0.1 to 3600).
+    #[arg(long, env = "REQUEST_BODY_TIMEOUT", default_value = "30")]
+    pub request_body_timeout: Seconds,
+    /// How long a connection may be there without a request, in seconds (0.1 to 3600); longer than a
+    /// proxy in front keeps its own.
+    #[arg(long, env = "KEEP_ALIVE_TIMEOUT", default_value = "75")]
+    pub keep_alive_timeout: Seconds,
+    /// How long a client may take to read its answer, in seconds (0.1 to 3600).
+    #[arg(long, env = "ANSWER_TIMEOUT", default_value = "60")]
+    pub answer_timeout: Seconds,
     /// Bytes of a receiver's answer that are read and kept.
     #[arg(long, env = "RESPONSE_BODY_MAX", default_value = "16384")]
     pub response_body_max: usize,

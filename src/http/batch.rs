@@ -102,7 +102,7 @@ async fn read(
     }
     let mut items = Vec::with_capacity(texts.len());
     for (index, text) in texts.into_iter().enumerate() {
-        let Limit { bytes_max, setting } = state.body_limit;
+        let Limit { bytes_max, setting, .. } = state.body_limit;
         let item = if text.get().len() > bytes_max {
             Err(ApiError::TooLarge { what: "the event", bytes_max, setting }.into())
         } else {

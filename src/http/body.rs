@@ -7,28 +7,27 @@ use axum::{
     extract::Request,
     http::{HeaderMap, header},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::ApiError;
+use super::{ApiError, room::Hold};
 
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is read all the same, and dropped: a client that is cut off
-/// while it still sends may never see the answer.
-const DROPPED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a client may send nothing of a body that is not whole, whatever time it has left.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How many bytes of the bodies of batches may be in memory, being received or worked on, in KiB.
 const BATCHES_KIB_MAX: usize = 128 * 1024;
 
-/// How many bytes a body may have.
+/// What a body may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
-    /// The limit.
+    /// How many bytes it may have.
     pub bytes_max: usize,
     /// The variable that sets it.
     pub setting: &'static str,
+    /// How long it may take to arrive.
+    pub timeout: Duration,
 }
 
 /// The room for the bodies of batches, which are large: what all of them may hold together. Cheap
@@ -82,46 +81,58 @@ pub async fn read_json(
     if !is_json(request.headers()) {
         return Err(ApiError::NotJson);
     }
-    let reading = read(request.into_body(), limit, &mut share);
-    tokio::time::timeout(BODY_TIMEOUT, reading).await.map_err(|_| ApiError::TooSlow)?
+    let hold = request.extensions().get::<Hold>().cloned();
+    let reading = read(request.into_body(), limit, hold.as_ref(), &mut share);
+    tokio::time::timeout(limit.timeout, reading).await.map_err(|_| ApiError::TooSlow)?
 }
 
+/// What is refused is not read on: the connection drops the rest once the answer is sent.
 async fn read(
-    mut body: Body,
+    body: Body,
     limit: Limit,
+    hold: Option<&Hold>,
     share: &mut Option<&mut Share>,
 ) -> Result<Bytes, ApiError> {
-    let Limit { bytes_max, setting } = limit;
-    let mut limited = Limited::new(&mut body, bytes_max);
-    let mut whole = BytesMut::new();
-    while let Some(frame) = limited.frame().await {
-        let frame = match frame {
-            Ok(frame) => frame,
-            Err(error) if error.is::<LengthLimitError>() => {
-                drop_rest(&mut body).await;
-                return Err(ApiError::TooLarge { what: "the body", bytes_max, setting });
-            }
-            Err(_) => return Err(ApiError::Malformed("the body broke off".to_owned())),
+    let Limit { bytes_max, setting, .. } = limit;
+    let too_large = || ApiError::TooLarge { what: "the body", bytes_max, setting };
+    // What a body says of itself is enough to refuse it, and nothing has to be there for that.
+    let told = body.size_hint().exact();
+    let told = told.map(|told| usize::try_from(told).unwrap_or(usize::MAX));
+    if told.is_some_and(|told| told > bytes_max) {
+        return Err(too_large());
+    }
+    if let (Some(told), Some(hold)) = (told, hold) {
+        hold.could_grow_to(told)?;
+    }
+    let mut take = |bytes: usize| {
+        hold.map_or(Ok(()), |hold| hold.grow_to(bytes))?;
+        share.as_mut().map_or(Ok(()), |share| share.grow_to(bytes))
+    };
+    let mut limited = Limited::new(body, bytes_max);
+    let mut whole = Vec::new();
+    loop {
+        let frame = tokio::time::timeout(SILENCE_MAX, limited.frame()).await;
+        let frame = match frame.map_err(|_| ApiError::TooSlow)? {
+            Some(Ok(frame)) => frame,
+            None => break,
+            Some(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large()),
+            Some(Err(_)) => return Err(ApiError::Malformed("the body broke off".to_owned())),
         };
         let Ok(data) = frame.into_data() else { continue };
-        if let Some(share) = share {
-            share.grow_to(whole.len() + data.len())?;
-        }
+        let bytes = whole.len() + data.len();
         if whole.is_empty() && limited.is_end_stream() {
+            take(bytes)?;
             return Ok(data);
+        }
+        if bytes > whole.capacity() {
+            // What is allocated counts, and not what of it is filled.
+            let capacity = (2 * bytes).min(told.unwrap_or(bytes_max)).max(bytes);
+            take(capacity)?;
+            whole.reserve_exact(capacity - whole.len());
         }
         whole.extend_from_slice(&data);
     }
-    Ok(whole.freeze())
-}
-
-async fn drop_rest(body: &mut Body) {
-    let mut dropped = 0;
-    while dropped < DROPPED_BYTES_MAX
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        dropped += frame.data_ref().map_or(0, Bytes::len);
-    }
+    Ok(whole.into())
 }
 
 /// A body as text: JSON is UTF-8 (RFC 8259).
@@ -157,12 +168,12 @@ fn is_json(headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
-    const LIMIT: Limit = Limit { bytes_max: 10, setting: "REQUEST_BODY_MAX" };
+    const LIMIT: Limit = Limit { bytes_max: 10, setting: "REQUEST_BODY_MAX", timeout: SILENCE_MAX };
 
     async fn read_all(bytes: &'static [&'static [u8]]) -> Result<Bytes, ApiError> {
         let frames = bytes.iter().map(|part| Ok::<_, std::io::Error>(Bytes::from_static(part)));
         let body = Body::from_stream(futures_util::stream::iter(frames));
-        read(body, LIMIT, &mut None).await
+        read(body, LIMIT, None, &mut None).await
     }
 
     #[tokio::test]

@@ -26,6 +26,7 @@ mod names;
 mod openapi;
 mod problem;
 mod replays;
+mod room;
 mod routes;
 pub mod server;
 mod statistics;
@@ -37,7 +38,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, Uri},
+    http::{HeaderMap, HeaderName, HeaderValue, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -57,6 +58,8 @@ pub use caller::Known;
 pub use cms_changes::{CmsChange, CmsLink, ToSee};
 pub use dispatch::{DispatchBounds, DispatchesUnderWay};
 pub use problem::ApiError;
+pub use room::Bound;
+pub use server::ClientBounds;
 pub use submission::Targets;
 pub use subscriptions::{
     Bounds as SubscriptionBounds,
@@ -135,6 +138,10 @@ impl std::ops::Deref for ApiState {
 
 /// Probes come without keys.
 const PROBES: [&str; 3] = ["/health", "/livez", "/readyz"];
+/// What is answered also where everything else is refused for want of room: how the process is.
+const PROCESS_PATHS: [&str; 4] = ["/health", "/livez", "/readyz", "/metrics"];
+/// Where MCP is.
+const MCP_PATH: &str = mcp::PATH;
 
 /// All routes, behind [`without_trailing_slash`]: an axum layer would come after the routing.
 pub type Routes = MapRequest<Router, fn(Request) -> Request>;
@@ -187,13 +194,7 @@ fn without_trailing_slash(mut request: Request) -> Request {
 /// Checks who calls, before anybody learns from a 404 which routes there are, and gives every
 /// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
 async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(&REQUEST_ID).filter(|value| {
-        (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.to_str().is_ok()
-    });
-    let id = given.cloned().unwrap_or_else(|| {
-        let id = format!("req_{:032x}", rand::random::<u128>());
-        HeaderValue::try_from(id).expect("hexadecimal digits are a header value")
-    });
+    let id = request_id(request.headers());
     let is_probe = PROBES.contains(&request.uri().path());
     let given = access::credentials(&state.access, &request);
     let caller = match given {
@@ -213,6 +214,17 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
     };
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// The caller's own id of a request, if it sent a sound one, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let given = headers.get(&REQUEST_ID).filter(|value| {
+        (1..=REQUEST_ID_BYTES_MAX).contains(&value.len()) && value.to_str().is_ok()
+    });
+    given.cloned().unwrap_or_else(|| {
+        let id = format!("req_{:032x}", rand::random::<u128>());
+        HeaderValue::try_from(id).expect("hexadecimal digits are a header value")
+    })
 }
 
 #[cfg(test)]

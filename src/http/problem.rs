@@ -1,6 +1,6 @@
 //! Every way a request can fail, and the one table that says how it looks (RFC 9457).
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
@@ -10,11 +10,16 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
-use super::openapi::schemas;
+use super::{
+    openapi::schemas,
+    room::Bound,
+    server::{HEADERS_MAX, URI_BYTES_MAX},
+};
 use crate::{
     domain::{KeyName, Permission, Role, ids::IdError},
     ingest::Rejected,
     store::StoreError,
+    telemetry::{self, Refusal, Seldom},
 };
 
 /// How long a caller should wait before it tries again, in seconds.
@@ -63,8 +68,17 @@ pub enum ApiError {
         setting: &'static str,
     },
     /// The body did not come in time.
-    #[error("the body did not arrive in time")]
+    #[error("the body did not arrive in time (REQUEST_BODY_TIMEOUT)")]
     TooSlow,
+    /// The target of the request is longer than any that leads somewhere.
+    #[error("path and query have more than {URI_BYTES_MAX} bytes")]
+    UriTooLong,
+    /// The head is larger than the limit, or has too many lines.
+    #[error("the head has more than {bytes_max} bytes (REQUEST_HEAD_MAX) or {HEADERS_MAX} headers")]
+    HeadTooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
     /// A field, parameter or header is not what it must be.
     #[error("{0}")]
     Invalid(String),
@@ -154,6 +168,9 @@ pub enum ApiError {
     /// Too much is waiting.
     #[error("too many requests are waiting; try again shortly")]
     Busy,
+    /// Too much is there already.
+    #[error("{0}; try again shortly")]
+    Overloaded(Bound),
     /// Postgres is away.
     #[error("the database cannot be reached; nothing is known to be stored")]
     Unavailable,
@@ -175,12 +192,27 @@ impl ApiError {
     pub const MADE_AND_DELETED: Self =
         Self::Conflict("what this request made was deleted since; take another idempotency key");
 
+    /// What it is counted as, if it is a bound that was reached.
+    fn refusal(&self) -> Option<Refusal> {
+        Some(match self {
+            Self::TooLarge { .. } => Refusal::BodyTooLarge,
+            Self::TooSlow => Refusal::BodyTooSlow,
+            Self::UriTooLong => Refusal::UriTooLong,
+            Self::HeadTooLarge { .. } => Refusal::HeadTooLarge,
+            Self::Busy => Refusal::Waiting,
+            Self::Overloaded(bound) => bound.refusal(),
+            Self::Unavailable => Refusal::Unavailable,
+            _ => return None,
+        })
+    }
+
     /// Says where the fault is.
     pub fn at(self, place: Place) -> Problem {
         Problem { error: self, place: Some(place) }
     }
 
     /// Status, type and title. A new variant does not compile until it has a row.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn row(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::NoRoute => (StatusCode::NOT_FOUND, "/problems/no-route", "No such route"),
@@ -213,6 +245,14 @@ impl ApiError {
             Self::TooSlow => {
                 (StatusCode::REQUEST_TIMEOUT, "/problems/body-too-slow", "Body too slow")
             }
+            Self::UriTooLong => {
+                (StatusCode::URI_TOO_LONG, "/problems/uri-too-long", "URI too long")
+            }
+            Self::HeadTooLarge { .. } => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "/problems/head-too-large",
+                "Head too large",
+            ),
             Self::Invalid(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/invalid-request", "Invalid request")
             }
@@ -273,7 +313,9 @@ impl ApiError {
             Self::BatchRefused { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/batch-refused", "Batch refused")
             }
-            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "/problems/busy", "Too busy"),
+            Self::Busy | Self::Overloaded(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "/problems/busy", "Too busy")
+            }
             Self::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "/problems/unavailable", "Database unavailable")
             }
@@ -346,6 +388,9 @@ impl Problem {
     /// The answer, with `body` as the document.
     pub fn respond(&self, body: impl Serialize) -> Response {
         let (status, ..) = self.error.row();
+        if let Some(refusal) = self.error.refusal() {
+            telemetry::refused(refusal);
+        }
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -424,10 +469,16 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        // Clients decide how often they ask.
+        static OUTAGE: Seldom = Seldom::each(Duration::from_secs(1));
         if let StoreError::Full { what, count_max } = error {
             Self::Full { what, count_max }
         } else if error.is_outage() {
-            tracing::warn!(%error, "a request could not be served");
+            if OUTAGE.is_time() {
+                tracing::warn!(%error, "requests cannot be served");
+            } else {
+                tracing::debug!(%error, "a request could not be served");
+            }
             Self::Unavailable
         } else {
             tracing::error!(%error, "a request failed");

@@ -290,7 +290,9 @@ impl Handover {
         lanes.dedup();
         {
             let mut desk = self.lanes();
-            lanes.iter().for_each(|(lane, _)| desk.forget_mark(*lane));
+            for (lane, _) in &lanes {
+                desk.forget_mark(*lane);
+            }
         }
         self.leave_in_queue(lanes);
     }

@@ -36,7 +36,8 @@ pub struct Routes {
     /// Those that somebody waits for. Who gets to read reads them all: of a thousand requests that
     /// need the same application, or as many applications, one asks the database.
     wanted: Mutex<HashSet<ApplicationId>>,
-    reading: tokio::sync::Mutex<()>,
+    /// When one of them last found the database away.
+    reading: tokio::sync::Mutex<Option<Instant>>,
     /// The same for those that are read apart.
     reading_apart: tokio::sync::Mutex<()>,
 }
@@ -184,16 +185,26 @@ impl Routes {
             return Ok(Some(known.snapshot));
         }
         self.wanted().insert(application);
+        let waits_since = Instant::now();
         let (mut read, apart) = {
-            let _one_at_a_time = self.reading.lock().await;
+            let mut away_at = self.reading.lock().await;
             if let Some(known) = self.entry(application).filter(&will_do) {
                 return Ok(Some(known.snapshot));
+            }
+            // Whoever waited while another one found the database away does not try in its turn: a
+            // thousand would do so one after the other.
+            if away_at.is_some_and(|at| at > waits_since) {
+                return Err(StoreError::TimedOut);
             }
             let mut applications: Vec<ApplicationId> = vec![application];
             let others = |one: &&ApplicationId| **one != application;
             applications
                 .extend(self.wanted().iter().filter(others).take(APPLICATIONS_PER_READ - 1));
-            self.read(store, &applications, SUBSCRIPTIONS_PER_READ).await?
+            let read = self.read(store, &applications, SUBSCRIPTIONS_PER_READ).await;
+            if read.as_ref().is_err_and(StoreError::is_outage) {
+                *away_at = Some(Instant::now());
+            }
+            read?
         };
         if apart.contains(&application) {
             let _one_at_a_time = self.reading_apart.lock().await;

@@ -60,6 +60,9 @@ use self::{applications::ApplicationName, pool::Pool};
 /// given up, since the network may have swallowed it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long it may take to find out whether the database serves: who asks is about to decide.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -194,7 +197,8 @@ impl Store {
 
     /// Whether Postgres answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        bounded(async { Ok(sqlx::query("select 1").execute(&self.pool).await.map(|_| ())?) }).await
+        let ping = async { Ok(sqlx::query("select 1").execute(&self.pool).await.map(|_| ())?) };
+        bounded_by(PING_TIMEOUT, ping).await
     }
 
     /// Closes every connection, after the statements under way. Waits for some seconds at most.

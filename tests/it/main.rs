@@ -21,6 +21,7 @@ mod event_types;
 mod explaining;
 mod guides;
 mod hostile;
+mod hostile_clients;
 mod isolation;
 mod limits;
 mod log;

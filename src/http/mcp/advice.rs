@@ -64,7 +64,9 @@ fn what_to_do(kind: &str) -> &'static str {
         "idempotency-key-reused" => {
             "Take a new `idempotency_key` for a new request; the same one only to repeat it unchanged."
         }
-        "body-too-large" => "Send less: `detail` names the limit and the setting behind it.",
+        "body-too-large" | "uri-too-long" | "head-too-large" => {
+            "Send less: `detail` names the limit and the setting behind it."
+        }
         "busy" | "unavailable" | "body-too-slow" => {
             "Call again in a few seconds, with the same `idempotency_key` if it makes something."
         }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::schemas;
 use crate::{
     domain::{Permission, event::IDEMPOTENCY_KEY_BYTES_MAX},
-    http::{ApiError, ApiState, access::NOT_LOOPBACK, problem::Problem},
+    http::{ApiError, ApiState, Bound, access::NOT_LOOPBACK, problem::Problem},
 };
 
 /// The prefix under which platforms look for subscriptions, deliveries and event types: the same
@@ -199,6 +199,11 @@ fn invalid() -> ApiError {
     ApiError::Invalid("unknown field `playload`: did you mean `payload`?".to_owned())
 }
 
+/// What any request can be refused for before anybody looks at what it asks for.
+fn head_problems() -> [ApiError; 2] {
+    [ApiError::UriTooLong, ApiError::HeadTooLarge { bytes_max: 32 * 1024 }]
+}
+
 impl Operation {
     fn new<H: Handler<T, ApiState>, T: 'static>(method: Method, path: &str, handler: H) -> Self {
         let filter = MethodFilter::try_from(method.clone()).expect("a method that routes know");
@@ -215,7 +220,7 @@ impl Operation {
             parameters: Vec::new(),
             body: None,
             answers: Vec::new(),
-            problems: Vec::new(),
+            problems: head_problems().into(),
             problem_schema: None,
         }
     }
@@ -293,6 +298,7 @@ impl Operation {
         let role = crate::domain::Role::Producer;
         self.problems.extend([ApiError::NotPermitted { role, permission }]);
         self.problems.extend([ApiError::Unavailable, ApiError::Internal]);
+        self.problem(ApiError::Overloaded(Bound::Requests));
         self
     }
 

@@ -71,7 +71,7 @@ pub async fn page(
     let found = state.store.subscriptions_in_need(application, filter, limit).await?;
     let data = found.subscriptions.into_iter().map(|(row, attention)| {
         let body = shown(state, application, row, None)?;
-        Ok::<_, Problem>(SubscriptionBody { attention: Some(why(attention)), ..body })
+        Ok::<_, Problem>(body.because(why(attention)))
     });
     let next_cursor = found.looked_at.map(|id| Cursor::Subscriptions.after(id.uuid()));
     let data = data.collect::<Result<_, _>>()?;

@@ -60,7 +60,8 @@ impl TestApp {
 
     /// The service on a database that may be another service's too.
     pub async fn on(database: TestDatabase, flags: &[&str]) -> Self {
-        let app = App::bind(config(&database, flags)).await.unwrap();
+        // Boxed, or every test would carry it.
+        let app = Box::pin(App::bind(config(&database, flags))).await.unwrap();
         let base = format!("http://{}", app.local_addr().unwrap());
         let stop = CancellationToken::new();
         #[expect(clippy::disallowed_methods, reason = "joined in `stop`, or aborted when dropped")]

@@ -184,7 +184,8 @@ fn what_cannot_be_sent_soon_is_left_in_the_database() {
     assert_eq!(bench.start().len(), 1, "the next one by the rate that was");
     bench.now += 100 * MS;
     assert_eq!((bench.start().len(), bench.lanes.take_astray().len()), (0, 1));
-    let ahead = 86_400 * SECOND - HORIZON / 2 - 100 * MS;
+    // Spent a tenth of a second ago; asked for half a horizon ahead.
+    let ahead = (86_400 * SECOND).checked_sub(HORIZON / 2 + 100 * MS).unwrap();
     bench.lanes.note_later(lane(1), of(lane(1)), bench.now, bench.now);
     assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + ahead));
 
