@@ -15,7 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::{
     dns,
     encryption::{self, MAKE_KEY},
-    settings::{DEFAULT_SECRET, Days, Role, Settings},
+    settings::{DEFAULT_SECRET, Days, Role, Seconds, Settings},
     signing,
 };
 use crate::{
@@ -365,12 +365,10 @@ impl Settings {
     }
 
     fn dispatch(&self) -> Result<DispatchBounds, ConfigError> {
-        if !DISPATCH_WAIT_SECONDS.contains(&self.dispatch_wait.0) {
-            return Err(bad("DISPATCH_WAIT", "must be 0.05 to 300 seconds"));
-        }
+        let wait = seconds_within("DISPATCH_WAIT", self.dispatch_wait, &DISPATCH_WAIT_SECONDS)?;
         Ok(DispatchBounds {
             inline_max: within("DISPATCH_INLINE_MAX", self.dispatch_inline_max, &DISPATCH_INLINE)?,
-            wait: self.dispatch_wait.duration(),
+            wait,
         })
     }
 
@@ -420,19 +418,12 @@ impl Settings {
     }
 
     fn http_timeout(&self) -> Result<Duration, ConfigError> {
-        if HTTP_TIMEOUT_SECONDS.contains(&self.http_timeout.0) {
-            Ok(self.http_timeout.duration())
-        } else {
-            Err(bad("HTTP_TIMEOUT", "must be 0.1 to 300 seconds"))
-        }
+        seconds_within("HTTP_TIMEOUT", self.http_timeout, &HTTP_TIMEOUT_SECONDS)
     }
 
     fn poll_interval(&self) -> Result<Duration, ConfigError> {
-        if WORKER_POLL_SECONDS.contains(&self.worker_poll_interval.0) {
-            Ok(self.worker_poll_interval.duration())
-        } else {
-            Err(bad("WORKER_POLL_INTERVAL", "must be 0.05 to 60 seconds"))
-        }
+        let interval = self.worker_poll_interval;
+        seconds_within("WORKER_POLL_INTERVAL", interval, &WORKER_POLL_SECONDS)
     }
 
     fn warnings(&self, suspicious_keys: &[String]) -> Vec<String> {
@@ -486,6 +477,18 @@ pub(super) fn within(
         Ok(value)
     } else {
         Err(bad(variable, format!("must be {} to {}", range.start(), range.end())))
+    }
+}
+
+pub(super) fn seconds_within(
+    variable: &'static str,
+    seconds: Seconds,
+    range: &std::ops::RangeInclusive<f64>,
+) -> Result<Duration, ConfigError> {
+    if range.contains(&seconds.0) {
+        Ok(seconds.duration())
+    } else {
+        Err(bad(variable, format!("must be {} to {} seconds", range.start(), range.end())))
     }
 }
 

@@ -1,10 +1,10 @@
 //! What clients may take: connections, requests, bytes and time.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::ops::RangeInclusive;
 
 use super::{
-    check::{ConfigError, bad, within},
-    settings::{Seconds, Settings},
+    check::{ConfigError, seconds_within, within},
+    settings::Settings,
 };
 use crate::http::ClientBounds;
 
@@ -40,23 +40,19 @@ impl Settings {
             requests_max: within("REQUESTS_MAX", self.requests_max, &MANY)?,
             head_bytes_max: within("REQUEST_HEAD_MAX", self.request_head_max, &HEAD_BYTES)?,
             bodies_bytes_max: bodies,
-            head_timeout: time("REQUEST_HEAD_TIMEOUT", self.request_head_timeout, &HEAD_SECONDS)?,
-            body_timeout: time("REQUEST_BODY_TIMEOUT", self.request_body_timeout, &SECONDS)?,
-            keep_alive: time("KEEP_ALIVE_TIMEOUT", self.keep_alive_timeout, &SECONDS)?,
-            answer_timeout: time("ANSWER_TIMEOUT", self.answer_timeout, &SECONDS)?,
+            head_timeout: seconds_within(
+                "REQUEST_HEAD_TIMEOUT",
+                self.request_head_timeout,
+                &HEAD_SECONDS,
+            )?,
+            body_timeout: seconds_within(
+                "REQUEST_BODY_TIMEOUT",
+                self.request_body_timeout,
+                &SECONDS,
+            )?,
+            keep_alive: seconds_within("KEEP_ALIVE_TIMEOUT", self.keep_alive_timeout, &SECONDS)?,
+            answer_timeout: seconds_within("ANSWER_TIMEOUT", self.answer_timeout, &SECONDS)?,
         })
-    }
-}
-
-fn time(
-    variable: &'static str,
-    seconds: Seconds,
-    range: &RangeInclusive<f64>,
-) -> Result<Duration, ConfigError> {
-    if range.contains(&seconds.0) {
-        Ok(seconds.duration())
-    } else {
-        Err(bad(variable, format!("must be {} to {} seconds", range.start(), range.end())))
     }
 }
 

@@ -1,7 +1,7 @@
 //! How many requests may be under way, and when a lane is left in peace.
 
 use super::{
-    check::{ConfigError, bad, within},
+    check::{ConfigError, seconds_within, within},
     settings::Settings,
 };
 use crate::domain::pacing::Breaker;
@@ -25,10 +25,8 @@ impl Settings {
     /// `BREAKER_FAILURES` and `BREAKER_PAUSE_MAX`.
     pub(super) fn breaker(&self) -> Result<Breaker, ConfigError> {
         within("BREAKER_FAILURES", self.breaker_failures.into(), &BREAKER_FAILURES)?;
-        if !BREAKER_PAUSE_SECONDS.contains(&self.breaker_pause_max.0) {
-            return Err(bad("BREAKER_PAUSE_MAX", "must be 1 to 3600 seconds"));
-        }
-        let pause_max = self.breaker_pause_max.duration();
+        let pause_max = self.breaker_pause_max;
+        let pause_max = seconds_within("BREAKER_PAUSE_MAX", pause_max, &BREAKER_PAUSE_SECONDS)?;
         Ok(Breaker { failures: self.breaker_failures, pause_max })
     }
 }

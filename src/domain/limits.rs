@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// The most requests at a time that a subscription can name.
-pub const MAX_IN_FLIGHT_MAX: u32 = 10_000;
+pub const MAX_IN_FLIGHT_MAX: i32 = 10_000;
 /// The most requests in a time, and in a burst, that a rate can name.
 pub const RATE_COUNT_MAX: u32 = 100_000;
 /// The bounds of that time, in seconds.

@@ -113,6 +113,8 @@ pub struct ClaimedRow {
     pub is_expired: bool,
     #[sqlx(flatten)]
     limit: LimitColumns,
+    /// From the claim on, when the first of the lane's rows may begin.
+    first_in_us: Option<i64>,
     /// When it may begin, of a lane with a rate.
     #[sqlx(skip)]
     time: Option<Instant>,
@@ -126,8 +128,6 @@ pub(super) struct LimitColumns {
     step_us: Option<i64>,
     tolerance_us: Option<i64>,
     slack_us: Option<i64>,
-    /// From the claim on, when the first of the lane's rows may begin.
-    first_in_us: Option<i64>,
 }
 
 impl LimitColumns {
@@ -199,8 +199,7 @@ impl ClaimedRow {
     pub(super) fn set_times(rows: &mut [Self], answered_at: Instant) {
         let (mut lane, mut next_us) = (None, 0);
         for row in rows {
-            let (Some(first_in_us), Some(step_us)) = (row.limit.first_in_us, row.limit.step_us)
-            else {
+            let (Some(first_in_us), Some(step_us)) = (row.first_in_us, row.limit.step_us) else {
                 continue;
             };
             if row.is_expired {

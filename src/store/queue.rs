@@ -371,7 +371,7 @@ macro_rules! limit_of {
         concat!(
             "left join lateral (
                 select l.revision as limit_revision, l.max_in_flight, l.step_us, l.tolerance_us,
-                       l.slack_us, null::bigint as first_in_us,
+                       l.slack_us,
                        case when l.step_us is not null then ",
             next_time!($owner),
             " - (l.tolerance_us + ",

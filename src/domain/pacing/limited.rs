@@ -225,8 +225,7 @@ impl<T: Held> Lanes<T> {
         let has_none = waits && at.is_none() && !lane.queued.is_empty();
         self.alarms.set(lane, id, at);
         if has_none {
-            let ring = &mut self.startable[lane.class as usize];
-            lane.turn = Some(ring.push(lane.application, id));
+            self.give_turn(id);
         }
     }
 
@@ -237,8 +236,7 @@ impl<T: Held> Lanes<T> {
             let Some(lane) = self.by_id.get_mut(&id) else { continue };
             lane.alarm = None;
             if lane.turn.is_none() && !lane.queued.is_empty() {
-                let ring = &mut self.startable[lane.class as usize];
-                lane.turn = Some(ring.push(lane.application, id));
+                self.give_turn(id);
             }
         }
     }

@@ -29,6 +29,7 @@ mod rings;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -47,34 +48,9 @@ pub use self::{
     lane::Class,
     limited::{Begin, Members},
     slots::Slot,
+    words::{Breaker, Health, Held, Limits, Looked, Verdict},
 };
 use super::{ApplicationId, LaneId, LaneLimit};
-
-/// The bounds. Every number counts deliveries, but for the bytes, the failures and the pause.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Requests under way to one lane, and results of it that are not recorded yet.
-    pub lane_in_flight_max: usize,
-    /// Deliveries of one lane that one process holds: reserved, queued and in flight.
-    pub lane_held_max: usize,
-    /// The same in all. A waiting request costs some 40 KiB.
-    pub in_flight_max: usize,
-    /// Deliveries held in all.
-    pub held_max: usize,
-    /// Payload bytes held in all.
-    pub held_bytes_max: usize,
-    /// When a lane's breaker opens.
-    pub breaker: Breaker,
-}
-
-/// When a breaker opens, and for how long.
-#[derive(Debug, Clone, Copy)]
-pub struct Breaker {
-    /// So many failures one after the other open it; 0: none do.
-    pub failures: u16,
-    /// The longest pause between two probes.
-    pub pause_max: Duration,
-}
 
 /// How many lanes are remembered. Beyond it new ones are neither born claimed nor noted as due;
 /// the database remembers their work, and the next discovery finds it.
@@ -86,60 +62,6 @@ const UNPROVEN_HELD_MAX: usize = 1_024;
 pub const DUE_HORIZON: Duration = Duration::from_secs(60);
 /// How long a lane is remembered for how it answered.
 const MEMORY: Duration = Duration::from_mins(10);
-
-/// What a delivery in memory has to tell.
-pub trait Held {
-    /// Its lane.
-    fn lane(&self) -> LaneId;
-    /// How many payload bytes it holds.
-    fn bytes(&self) -> usize;
-    /// When it may begin, of a lane with a rate; `None`: it has no time.
-    fn time(&self) -> Option<Instant>;
-}
-
-/// What one finished attempt says about its lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The receiver took it.
-    Healthy,
-    /// The attempt failed.
-    Failing,
-    /// The receiver answered that this one is not welcome (4xx): it is there, and not overrun.
-    Refused,
-    /// It was not the receiver that failed: nothing is learned of it.
-    Unsent,
-    /// The attempt ran out of time. What waits in memory returns to the database as well: at this
-    /// pace it would be held for long.
-    Hung,
-    /// The receiver asked for quiet for this long.
-    Paused(Duration),
-}
-
-/// How a lane is, for others to know and for people to see. Times are from now on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Health {
-    /// The lane.
-    pub lane: LaneId,
-    /// Its application.
-    pub application: ApplicationId,
-    /// Failures one after the other.
-    pub failures: u16,
-    /// How long its breaker stays open; `None`: it is closed. Zero: the next request is the probe.
-    pub open_for: Option<Duration>,
-    /// How long the receiver wants quiet.
-    pub paused_for: Option<Duration>,
-}
-
-/// What came of a look at requests that take long.
-#[derive(Debug)]
-pub struct Looked<T> {
-    /// What goes back to the database.
-    pub returned: Vec<T>,
-    /// Lanes are suspect that were not: others of their former class may start.
-    pub has_demoted: bool,
-    /// Requests are to be given up.
-    pub has_cut: bool,
-}
 
 /// What one application holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -603,8 +525,13 @@ impl<T: Held> Lanes<T> {
         if lane.limit.pace.is_some() {
             self.offer_in_time(id, is_free);
         } else if lane.turn.is_none() && !lane.queued.is_empty() && is_free {
-            let ring = &mut self.startable[lane.class as usize];
-            lane.turn = Some(ring.push(lane.application, id));
+            self.give_turn(id);
         }
+    }
+
+    fn give_turn(&mut self, id: LaneId) {
+        let Some(lane) = self.by_id.get_mut(&id) else { return };
+        let ring = &mut self.startable[lane.class as usize];
+        lane.turn = Some(ring.push(lane.application, id));
     }
 }

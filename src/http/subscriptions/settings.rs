@@ -1,6 +1,6 @@
 //! From a body to the settings of a subscription: every field is checked here, and only here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use crate::{
     domain::{
@@ -53,13 +53,13 @@ pub const FIELDS: &[&str; 24] = &[
 pub const TARGET_URL: &[&str] = &["target_url", "url"];
 pub const EVENT_TYPES: &[&str] = &["event_types", "events", "event_type"];
 /// How many seconds a subscription may be let fail before it is disabled: thirty days.
-pub const DISABLE_AFTER_S_MAX: f64 = 30.0 * 86_400.0;
+pub const DISABLE_AFTER_S_MAX: i32 = 30 * 86_400;
 /// How many bytes a description may have.
 pub const DESCRIPTION_BYTES_MAX: usize = 2_000;
 /// How many bytes a schema version may have.
 pub const SCHEMA_VERSION_BYTES_MAX: usize = 64;
 /// How many bytes a secret may have.
-pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=256;
+pub const SECRET_BYTES: RangeInclusive<usize> = 16..=256;
 /// Whether deliveries are signed.
 pub const SIGNING: [&str; 2] = ["standard", "none"];
 /// What stands for a header's value in answers, and in requests for the value that is stored.
@@ -185,7 +185,7 @@ impl<'a> Given<'a> {
             row.is_active = self.members.boolean("is_active")?.unwrap_or(default.is_active);
         }
         if self.members.raw("disable_after_seconds").is_some() {
-            row.disable_after_s = self.disable_after_s()?;
+            row.disable_after_s = self.whole("disable_after_seconds", 0..=DISABLE_AFTER_S_MAX)?;
         }
         if self.members.raw("timeout_seconds").is_some() {
             row.timeout_ms = self.timeout_ms()?;
@@ -198,7 +198,7 @@ impl<'a> Given<'a> {
             row.rate_limit = self.rate_limit()?;
         }
         if self.members.raw("max_in_flight").is_some() {
-            row.max_in_flight = self.max_in_flight()?;
+            row.max_in_flight = self.whole("max_in_flight", 1..=MAX_IN_FLIGHT_MAX)?;
         }
         if self.members.raw("inbound_secret").is_some() {
             let secret = secret(&self.members, "inbound_secret")?;
@@ -281,20 +281,17 @@ impl<'a> Given<'a> {
         Ok(Some(self.sealing.seal(&json, &sealed::headers_of(id), rand::random())))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a whole number below the bound")]
-    fn disable_after_s(&self) -> Result<Option<i32>, Problem> {
-        let name = "disable_after_seconds";
-        match self.members.number(name)? {
-            None => Ok(None),
-            Some(seconds)
-                if seconds.fract() == 0.0 && (0.0..=DISABLE_AFTER_S_MAX).contains(&seconds) =>
-            {
-                Ok(Some(seconds as i32))
-            }
-            Some(_) => {
-                Err(fault(name, format!("must be a whole number from 0 to {DISABLE_AFTER_S_MAX}")))
-            }
-        }
+    fn whole(
+        &self,
+        name: &'static str,
+        bounds: RangeInclusive<i32>,
+    ) -> Result<Option<i32>, Problem> {
+        let Some(number) = self.members.number(name)? else { return Ok(None) };
+        let (least, most) = (*bounds.start(), *bounds.end());
+        let is_one = number.fract() == 0.0 && (least.into()..=most.into()).contains(&number);
+        let refused = || fault(name, format!("must be a whole number from {least} to {most}"));
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number within the bounds")]
+        is_one.then_some(number as i32).map(Some).ok_or_else(refused)
     }
 
     fn timeout_ms(&self) -> Result<Option<i32>, Problem> {
@@ -323,23 +320,6 @@ impl<'a> Given<'a> {
         let limit = limit.ok_or_else(|| fault("rate_limit", form))?;
         limit.pace().map_err(|error| fault("rate_limit", error))?;
         Ok(Some(serde_json::to_string(&limit).map_err(|_| ApiError::Internal)?))
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "a whole number below the bound")]
-    fn max_in_flight(&self) -> Result<Option<i32>, Problem> {
-        let name = "max_in_flight";
-        match self.members.number(name)? {
-            None => Ok(None),
-            Some(count)
-                if count.fract() == 0.0
-                    && (1.0..=f64::from(MAX_IN_FLIGHT_MAX)).contains(&count) =>
-            {
-                Ok(Some(count as i32))
-            }
-            Some(_) => {
-                Err(fault(name, format!("must be a whole number from 1 to {MAX_IN_FLIGHT_MAX}")))
-            }
-        }
     }
 
     /// A delivery must not expire before its last attempt.
