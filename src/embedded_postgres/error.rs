@@ -153,6 +153,16 @@ pub enum EmbeddedPostgresError {
         tail: String,
     },
 
+    /// The `postmaster.pid` of a Postgres that was starting was deleted, again and again.
+    #[error(
+        "postmaster.pid was deleted from {cluster} while Postgres was starting there. Nothing but \
+         Postgres may delete it: make sure that no other program does, and start again"
+    )]
+    PidFileLost {
+        /// The folder of the cluster.
+        cluster: PathBuf,
+    },
+
     /// A postmaster of this cluster is alive and cannot be reached.
     #[error(
         "a Postgres (pid {pid}) already runs on {cluster} but cannot be used: {reason}. Stop it \

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor};
 use tokio::process::Child;
@@ -28,6 +29,8 @@ const RECOVERY_WAIT_MAX: Duration = Duration::from_mins(15);
 /// For processes of the last Postgres to end, which keep a new one from starting. A postmaster whose
 /// `postmaster.pid` was deleted notices within a minute, and ends.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(90);
+/// For a Postgres that we started to write its `postmaster.pid`.
+const PID_FILE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// For a live process that may or may not be the last postmaster to answer.
 const UNKNOWN_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Between two looks while something is waited for.
@@ -207,6 +210,11 @@ impl EmbeddedPostgres {
                         {
                             wait.pause(&tail).await;
                         }
+                        Err(lost @ EmbeddedPostgresError::PidFileLost { .. })
+                            if wait.is_bearable(BUSY_WAIT_MAX) =>
+                        {
+                            wait.pause(&lost.to_string()).await;
+                        }
                         launched => return launched,
                     }
                 }
@@ -245,7 +253,11 @@ impl EmbeddedPostgres {
         let child = command.spawn().map_err(|cause| account.cannot_run(&postgres, cause))?;
         self.child = Some(child);
         let ready = self.wait_until_ready(log_begin).await;
-        if ready.is_err() {
+        if let Err(EmbeddedPostgresError::PidFileLost { .. }) = &ready {
+            // It would end by itself within a minute, and `pg_ctl` does not find it.
+            self.end_child().await;
+            self.child = None;
+        } else if ready.is_err() {
             if !self.has_ended().await
                 && let Err(cause) = self.shut_down().await
             {
@@ -264,6 +276,7 @@ impl EmbeddedPostgres {
         let log = self.data_dir.log();
         let mut wait = Wait::new();
         let mut last = "it has not begun to listen".to_owned();
+        let mut has_written = false;
         while wait.is_bearable(READY_WAIT_MAX) {
             let Some(child) = &mut self.child else { break };
             let ended = child.try_wait().map_err(EmbeddedPostgresError::file("wait for", &log))?;
@@ -274,8 +287,17 @@ impl EmbeddedPostgres {
             // Only what our child itself wrote: if a postmaster that lost its `postmaster.pid` still
             // serves the cluster, our child ends in a moment and who answers is the other one.
             let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-            match PidFile::read(&cluster).filter(|file| Some(file.pid) == pid) {
+            let own_file = || PidFile::read(&cluster).filter(|file| Some(file.pid) == pid);
+            let file = own_file();
+            // A postmaster deletes the file when it ends, without a look at whose it is by then.
+            let is_lost = file.is_none() && (has_written || !wait.is_bearable(PID_FILE_WAIT_MAX));
+            if is_lost {
+                return Err(EmbeddedPostgresError::PidFileLost { cluster });
+            }
+            has_written = file.is_some();
+            match file {
                 Some(file) if file.is_ready => match postmaster::connect(&self.socket_dir).await {
+                    Answer::Ready(_) if own_file().is_none() => {}
                     Answer::Ready(connection) => return Ok(connection),
                     Answer::Refused(cause) => return Err(EmbeddedPostgresError::Database(cause)),
                     Answer::Silent(says) | Answer::NotYet(says) => last = says,
@@ -300,6 +322,20 @@ impl EmbeddedPostgres {
         // A pid that now names another program must not be signalled.
         let found = postmaster::look(&cluster, &self.socket_dir, false).await;
         matches!(found, Postmaster::Gone { .. })
+    }
+
+    /// At once and without `pg_ctl`, which needs a `postmaster.pid`. The next start recovers.
+    async fn end_child(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        let Some(pid) = pid else { return };
+        if let Err(cause) = kill_process(pid, Signal::QUIT) {
+            tracing::debug!(%cause, "a Postgres that lost its postmaster.pid was not signalled");
+        }
+        let wait = Duration::from_secs(IMMEDIATE_STOP_WAIT_SECONDS);
+        if timeout(wait, child.wait()).await.is_err() {
+            tracing::warn!(?pid, "a Postgres that lost its postmaster.pid goes on");
+        }
     }
 
     /// Fast, with a checkpoint; if that takes too long at once, and the next start recovers.

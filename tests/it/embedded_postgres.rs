@@ -194,6 +194,35 @@ async fn a_postmaster_that_lost_its_pid_file_is_not_taken_for_the_new_one() {
     server.stop().await.unwrap();
 }
 
+/// A postmaster whose own file was deleted deletes that of the next one when it ends.
+#[tokio::test]
+async fn a_start_that_loses_its_pid_file_begins_anew() {
+    let folder = Folder::new();
+    let data_dir = folder.data_dir();
+    start(&data_dir).await.unwrap().stop().await.unwrap();
+
+    let mut options = options(&data_dir);
+    // So long it is ready and has not answered.
+    options.extra_settings.push(("pre_auth_delay".to_owned(), "1".to_owned()));
+    let starting = tokio::spawn(EmbeddedPostgres::start(options));
+    let is_ready = || {
+        let text = fs::read_to_string(pid_file(&data_dir)).unwrap_or_default();
+        text.lines().nth(7).is_some_and(|state| state.trim() == "ready")
+    };
+    while !is_ready() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let pid = postmaster_pid(&data_dir).unwrap();
+    fs::remove_file(pid_file(&data_dir)).unwrap();
+
+    let server = starting.await.unwrap().unwrap();
+    assert!(!server.was_adopted());
+    let new = postmaster_pid(&data_dir).unwrap();
+    assert_ne!(new, pid);
+    assert!(has_ended(pid).await);
+    server.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_second_service_on_the_folder_is_refused() {
     let folder = Folder::new();
