@@ -95,6 +95,14 @@ impl Known {
     }
 }
 
+/// What came of reading an application with others.
+enum Together {
+    /// What is known of it; `None` if there is no such application.
+    Read(Option<Arc<Snapshot>>),
+    /// So much of it has changed that it is to be read apart.
+    Apart,
+}
+
 impl Routes {
     /// Nothing known yet. Secrets are opened with these keys.
     pub fn new(sealing: SealingKeys) -> Self {
@@ -174,6 +182,23 @@ impl Routes {
         }
     }
 
+    /// Brings applications up to date that are about to be sent for, with one statement for all that
+    /// it is needed of. What is left out, or not read since the database is away, is read when it is
+    /// asked for.
+    pub async fn prepare(
+        &self,
+        store: &Store,
+        applications: impl IntoIterator<Item = ApplicationId>,
+    ) {
+        let is_stale = |id: &ApplicationId| !self.entry(*id).is_some_and(|it| it.will_do());
+        let stale: Vec<ApplicationId> = applications.into_iter().filter(is_stale).collect();
+        let Some(&first) = stale.first() else { return };
+        self.wanted().extend(stale);
+        if let Err(error) = self.read_together(store, first, Known::will_do).await {
+            tracing::debug!(%error, "applications are read when they are asked for");
+        }
+    }
+
     /// Brings an application up to date, unless what is known will do.
     async fn read_unless(
         &self,
@@ -181,39 +206,51 @@ impl Routes {
         application: ApplicationId,
         will_do: impl Fn(&Known) -> bool,
     ) -> Result<Option<Arc<Snapshot>>, StoreError> {
-        if let Some(known) = self.entry(application).filter(&will_do) {
+        match self.read_together(store, application, &will_do).await? {
+            Together::Read(snapshot) => return Ok(snapshot),
+            Together::Apart => {}
+        }
+        let _one_at_a_time = self.reading_apart.lock().await;
+        if let Some(known) = self.entry(application).filter(will_do) {
             return Ok(Some(known.snapshot));
+        }
+        let (mut read, _) = self.read(store, &[application], i64::MAX - 1).await?;
+        Ok(read.remove(&application))
+    }
+
+    /// The same, with all others that somebody waits for, unless it is to be read apart.
+    async fn read_together(
+        &self,
+        store: &Store,
+        application: ApplicationId,
+        will_do: impl Fn(&Known) -> bool,
+    ) -> Result<Together, StoreError> {
+        if let Some(known) = self.entry(application).filter(&will_do) {
+            return Ok(Together::Read(Some(known.snapshot)));
         }
         self.wanted().insert(application);
         let waits_since = Instant::now();
-        let (mut read, apart) = {
-            let mut away_at = self.reading.lock().await;
-            if let Some(known) = self.entry(application).filter(&will_do) {
-                return Ok(Some(known.snapshot));
-            }
-            // Whoever waited while another one found the database away does not try in its turn: a
-            // thousand would do so one after the other.
-            if away_at.is_some_and(|at| at > waits_since) {
-                return Err(StoreError::TimedOut);
-            }
-            let mut applications: Vec<ApplicationId> = vec![application];
-            let others = |one: &&ApplicationId| **one != application;
-            applications
-                .extend(self.wanted().iter().filter(others).take(APPLICATIONS_PER_READ - 1));
-            let read = self.read(store, &applications, SUBSCRIPTIONS_PER_READ).await;
-            if read.as_ref().is_err_and(StoreError::is_outage) {
-                *away_at = Some(Instant::now());
-            }
-            read?
-        };
-        if apart.contains(&application) {
-            let _one_at_a_time = self.reading_apart.lock().await;
-            if let Some(known) = self.entry(application).filter(&will_do) {
-                return Ok(Some(known.snapshot));
-            }
-            (read, _) = self.read(store, &[application], i64::MAX - 1).await?;
+        let mut away_at = self.reading.lock().await;
+        if let Some(known) = self.entry(application).filter(&will_do) {
+            return Ok(Together::Read(Some(known.snapshot)));
         }
-        Ok(read.remove(&application))
+        // Whoever waited while another one found the database away does not try in its turn: a
+        // thousand would do so one after the other.
+        if away_at.is_some_and(|at| at > waits_since) {
+            return Err(StoreError::TimedOut);
+        }
+        let mut applications: Vec<ApplicationId> = vec![application];
+        let others = |one: &&ApplicationId| **one != application;
+        applications.extend(self.wanted().iter().filter(others).take(APPLICATIONS_PER_READ - 1));
+        let read = self.read(store, &applications, SUBSCRIPTIONS_PER_READ).await;
+        if read.as_ref().is_err_and(StoreError::is_outage) {
+            *away_at = Some(Instant::now());
+        }
+        let (mut read, apart) = read?;
+        if apart.contains(&application) {
+            return Ok(Together::Apart);
+        }
+        Ok(Together::Read(read.remove(&application)))
     }
 
     /// Brings applications up to date, and tells those that are to be read apart. Those that are

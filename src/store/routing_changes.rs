@@ -77,7 +77,8 @@ impl Store {
                                 limit $3::bigint + 1
                             ) as newer
                         ) as has_many
-                 from unnest($1::uuid[], $2::bigint[]) as w(application_id, known)
+                 -- Behind `select` the planner cannot count them, so that it keeps its plan.
+                 from unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
                  join application a using (application_id)
                  where a.deleted_at is null",
             )

@@ -5,7 +5,7 @@
 //! with what we know of, so that no claim can be under way meanwhile.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -319,7 +319,14 @@ impl Claimer {
         let mut events: Vec<EventId> = rows.iter().map(ClaimedRow::event_id).collect();
         events.sort_unstable();
         events.dedup();
-        let payloads: HashMap<_, _> = match self.shared.store.payloads(&events).await {
+        // Else each would ask for its application by itself.
+        let applications: HashSet<ApplicationId> =
+            rows.iter().map(ClaimedRow::application).collect();
+        let (payloads, ()) = tokio::join!(
+            self.shared.store.payloads(&events),
+            self.shared.routes.prepare(&self.shared.store, applications),
+        );
+        let payloads: HashMap<_, _> = match payloads {
             Ok(payloads) => payloads.into_iter().collect(),
             Err(error) => {
                 self.put_back(rows, owner);

@@ -11,6 +11,7 @@ use super::{
     Held, Lanes, Limits,
     lane::{Class, Lane, Wait},
     rings::Ring,
+    sips::SIP_PAUSE,
 };
 use crate::domain::{ApplicationId, LaneId};
 
@@ -20,12 +21,7 @@ pub(super) const MARK_SLACK: chrono::Duration = chrono::Duration::seconds(5);
 /// After this long a low-water mark is forgotten, so that a row below it (skipped because it was
 /// locked, say) waits no longer than this.
 pub(super) const MARK_AGE_MAX: Duration = Duration::from_secs(10);
-/// Lanes of one sip: few at first, so that a cold start opens no thousand connections at once, and
-/// more as they prove well.
-const SIP_LANES: (usize, usize) = (8, 64);
-/// The time between two sips.
-const SIP_PAUSE: Duration = Duration::from_millis(5);
-/// The same after one that named nobody: who waits has all that it may have.
+/// The time to the next sip after one that named nobody: who waits has all that it may have.
 const EMPTY_SIP_PAUSE: Duration = Duration::from_millis(20);
 /// The least time from a claim of a limited lane that brought nothing to the next.
 const LIMITED_PAUSE: Duration = Duration::from_millis(20);
@@ -73,24 +69,17 @@ pub(super) struct Claims {
     due: BTreeSet<(Instant, LaneId)>,
     /// Those that are due.
     ready: [Ring; Class::COUNT],
-    sip_lanes: usize,
     next_sip: Option<Instant>,
 }
 
 impl Default for Claims {
     fn default() -> Self {
         let ready = Class::ALL.map(Ring::of);
-        Self { due: BTreeSet::new(), ready, sip_lanes: SIP_LANES.0, next_sip: None }
+        Self { due: BTreeSet::new(), ready, next_sip: None }
     }
 }
 
 impl Claims {
-    /// Learns from the first answer of a lane.
-    pub fn learn(&mut self, is_well: bool) {
-        let lanes = if is_well { self.sip_lanes + 1 } else { self.sip_lanes / 2 };
-        self.sip_lanes = lanes.clamp(SIP_LANES.0, SIP_LANES.1);
-    }
-
     /// Makes a lane wait until then, or not at all. One that has its turn since then keeps it.
     pub fn wait_until(&mut self, wait: &mut Wait, id: LaneId, at: Option<Instant>) {
         match (*wait, at) {
@@ -193,13 +182,9 @@ impl<T: Held> Lanes<T> {
         self.plan_class(Class::Proven, now, each, (lanes_max, &mut rows), &mut plan);
         if self.claims.next_sip.is_none_or(|at| at <= now) {
             let before = plan.len();
-            let mut lanes = self.claims.sip_lanes;
-            // Each of the two gets half, or what the other leaves.
-            let suspects = self.claims.ready[Class::Suspect as usize].len().min(lanes / 2);
-            for (class, count) in [(Class::Unproven, lanes - suspects), (Class::Suspect, lanes)] {
-                let count = count.min(lanes);
-                let planned = self.plan_class(class, now, rows_max, (count, &mut rows), &mut plan);
-                lanes -= planned;
+            for class in [Class::Unproven, Class::Suspect] {
+                let lanes = self.sips.size(class);
+                self.plan_class(class, now, rows_max, (lanes, &mut rows), &mut plan);
             }
             let pause = if plan.len() > before { SIP_PAUSE } else { EMPTY_SIP_PAUSE };
             self.claims.next_sip = Some(now + pause);
@@ -207,7 +192,7 @@ impl<T: Held> Lanes<T> {
         plan
     }
 
-    /// Plans lanes of one class; tells how many.
+    /// Plans lanes of one class.
     fn plan_class(
         &mut self,
         class: Class,
@@ -215,7 +200,7 @@ impl<T: Held> Lanes<T> {
         each: usize,
         (lanes_max, rows): (usize, &mut usize),
         plan: &mut Vec<LaneQuota>,
-    ) -> usize {
+    ) {
         let spare = self.spare();
         let mut planned = 0;
         while planned < lanes_max && *rows > 0 && self.may_claim(class) {
@@ -245,7 +230,6 @@ impl<T: Held> Lanes<T> {
             planned += 1;
             self.hold(id, quota, 0);
         }
-        planned
     }
 
     /// Notes what a claim brought. What was taken is pushed afterwards; the rest of the quota is

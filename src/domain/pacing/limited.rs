@@ -212,11 +212,6 @@ impl<T: Held> Lanes<T> {
         std::mem::take(&mut self.astray)
     }
 
-    /// When [`Self::start_next`] may have more than now: the next time of a lane with a rate.
-    pub fn next_start(&self) -> Option<Instant> {
-        self.alarms.next()
-    }
-
     /// Gives a lane with a rate its turn when its next time comes.
     pub(super) fn offer_in_time(&mut self, id: LaneId, is_free: bool) {
         let Some(lane) = self.by_id.get_mut(&id) else { return };

@@ -18,7 +18,7 @@
 //! - Where lanes wait, the applications take turns, and within each its lanes (`rings`).
 //! - What one lane, or one application, may hold is a multiple of what is free: so there is always
 //!   something free for who has nothing.
-//! - Backlogs of unproven and suspect lanes are claimed in sips (`claims`).
+//! - Requests and claims of unproven and suspect lanes begin in sips (`sips`).
 //!
 //! What protects a receiver is what its owner bounds: requests at a time, and a rate (`limited`).
 
@@ -26,6 +26,7 @@ mod claims;
 mod lane;
 mod limited;
 mod rings;
+mod sips;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ use self::{
     lane::{Lane, Wait},
     limited::Alarms,
     rings::Ring,
+    sips::Sips,
     slots::{APPLICATION_FACTOR, Slots},
 };
 pub use self::{
@@ -79,6 +81,7 @@ pub struct Lanes<T> {
     /// Lanes with something to start and a free slot of their own, each once.
     startable: [Ring; Class::COUNT],
     claims: Claims,
+    sips: Sips,
     /// Lanes of each class.
     count_of: [usize; Class::COUNT],
     /// What they hold.
@@ -103,6 +106,7 @@ impl<T: Held> Lanes<T> {
             by_id: HashMap::new(),
             startable: Class::ALL.map(Ring::of),
             claims: Claims::default(),
+            sips: Sips::default(),
             count_of: [0; Class::COUNT],
             bytes_of: [0; Class::COUNT],
             applications: HashMap::new(),
@@ -200,8 +204,12 @@ impl<T: Held> Lanes<T> {
     /// Takes the next delivery to send, if there is a slot for it.
     pub fn start_next(&mut self, now: Instant) -> Option<(T, Slot)> {
         self.wake_timed(now);
+        self.sips.look();
         for class in Class::ALL {
-            while self.slots.has_room(class) {
+            while self.slots.has_room(class)
+                && !self.startable[class as usize].is_empty()
+                && self.sips.may_begin(class, now)
+            {
                 let (slots, spare) = (&self.slots, self.spare());
                 let next = self.startable[class as usize]
                     .pop(|application| slots.has_room_for(class, application));
@@ -221,6 +229,7 @@ impl<T: Held> Lanes<T> {
                 lane.in_flight += 1;
                 self.slots.charge(class, lane.application, 1);
                 let slot = self.slots.begin(id, now);
+                self.sips.begin(class, now);
                 self.offer(id);
                 return Some((delivery, slot));
             }
@@ -246,8 +255,8 @@ impl<T: Held> Lanes<T> {
         let conclude =
             |lane: &mut Lane<T>| lane.conclude(verdict, began, now, jitter, (&limits, is_calm));
         let Some(change) = self.change(id, conclude) else { return Vec::new() };
-        if before == Some(Class::Unproven) {
-            self.claims.learn(verdict == Verdict::Healthy);
+        if let Some(before) = before {
+            self.sips.learn(before, verdict == Verdict::Healthy);
         }
         if change.is_news {
             self.news.insert(id);
@@ -270,9 +279,7 @@ impl<T: Held> Lanes<T> {
             }
             self.change(id, Lane::hang);
             has_demoted = true;
-            if before == Class::Unproven {
-                self.claims.learn(false);
-            }
+            self.sips.learn(before, false);
             let spare = self.spare();
             let lane = &self.by_id[&id];
             let kept = lane.width(&self.limits, spare).saturating_sub(lane.in_flight);
@@ -394,6 +401,12 @@ impl<T: Held> Lanes<T> {
             }
             is_kept
         });
+    }
+
+    /// When [`Self::start_next`] may have more than now: the next time of a lane with a rate, or the
+    /// next sip.
+    pub fn next_start(&self) -> Option<Instant> {
+        self.sips.awaited().into_iter().chain(self.alarms.next()).min()
     }
 
     /// Requests under way, and results that are not recorded yet.

@@ -39,7 +39,7 @@ fn claims_take_turns_rather_than_by_age() {
 
 #[test]
 fn the_unproven_and_the_suspect_are_claimed_from_in_sips() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::sipping();
     for n in 1..=40 {
         bench.due(n);
     }
@@ -52,6 +52,24 @@ fn the_unproven_and_the_suspect_are_claimed_from_in_sips() {
     assert_eq!(bench.plan(), [(100, 20)], "the proven wait for no sip");
     bench.later(5 * MS);
     assert_eq!(bench.plan().len(), 9, "one has proven well");
+}
+
+#[test]
+fn requests_of_the_unproven_and_the_suspect_begin_in_sips() {
+    let mut bench = Bench::sipping();
+    for n in 1..=10 {
+        bench.fill(n, 2);
+    }
+    assert_eq!(bench.start(), [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(bench.lanes.next_start(), Some(bench.now + 5 * MS));
+    bench.finish(1, Verdict::Healthy);
+    for n in 2..=5 {
+        bench.finish(n, Verdict::Failing);
+    }
+    assert_eq!(bench.start(), [1, 2, 3], "the proven wait for no sip, and two suspects are one");
+    bench.later(5 * MS);
+    assert_eq!(bench.start(), [9, 10, 4, 5]);
+    assert_eq!(bench.lanes.next_start(), None, "nobody waits");
 }
 
 #[test]

@@ -52,6 +52,7 @@ struct Bench {
     now: Instant,
     under_way: Vec<(LaneId, Slot)>,
     revision: i32,
+    sips: bool,
 }
 
 impl Bench {
@@ -60,7 +61,18 @@ impl Bench {
     }
 
     fn within(limits: Limits) -> Self {
-        Self { lanes: Lanes::new(limits), now: Instant::now(), under_way: Vec::new(), revision: 0 }
+        Self {
+            lanes: Lanes::new(limits),
+            now: Instant::now(),
+            under_way: Vec::new(),
+            revision: 0,
+            sips: false,
+        }
+    }
+
+    /// Where requests begin in sips, as they do.
+    fn sipping() -> Self {
+        Self { sips: true, ..Self::new() }
     }
 
     /// Reserves and pushes as many as are granted.
@@ -74,6 +86,9 @@ impl Bench {
 
     /// Starts what can be started; tells of which lanes.
     fn start(&mut self) -> Vec<u128> {
+        if !self.sips {
+            self.lanes.sips = Sips::wide();
+        }
         let mut started = Vec::new();
         while let Some((delivery, slot)) = self.lanes.start_next(self.now) {
             let (id, time) = (delivery.0, delivery.1);

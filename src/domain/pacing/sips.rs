@@ -1,0 +1,92 @@
+//! How fast requests, and claims, of the unproven and the suspect begin: in sips. What begins
+//! together ends together when receivers hang, and a thousand connections that are opened at once, or
+//! time-outs that are recorded at once, hold up who has nothing to do with them.
+
+use std::time::{Duration, Instant};
+
+use super::lane::Class;
+
+/// Lanes of one sip of a class: few at first, and while its lanes do not answer well; more, by one
+/// for each that does.
+const UNPROVEN: (usize, usize) = (8, 64);
+const SUSPECT: (usize, usize) = (2, 64);
+/// The time between two sips.
+pub const SIP_PAUSE: Duration = Duration::from_millis(5);
+
+/// The sips of each class but the proven, which are not bounded.
+#[derive(Debug)]
+pub struct Sips {
+    sizes: [usize; Class::COUNT],
+    /// Requests that have begun since the latest sip.
+    begun: [usize; Class::COUNT],
+    /// When the next one is.
+    next: Option<Instant>,
+    /// Somebody waits for it.
+    is_awaited: bool,
+}
+
+impl Default for Sips {
+    fn default() -> Self {
+        Self {
+            sizes: Class::ALL.map(|class| range(class).0),
+            begun: [0; Class::COUNT],
+            next: None,
+            is_awaited: false,
+        }
+    }
+}
+
+impl Sips {
+    /// How many lanes may be claimed from at a time.
+    pub fn size(&self, class: Class) -> usize {
+        self.sizes[class as usize]
+    }
+
+    /// Learns from an answer of a lane that was of this class, or from its absence.
+    pub fn learn(&mut self, class: Class, is_well: bool) {
+        let (least, most) = range(class);
+        let size = &mut self.sizes[class as usize];
+        *size = if is_well { size.saturating_add(1) } else { *size / 2 }.clamp(least, most);
+    }
+
+    /// Says that all that can begin begins now: nobody waits so far.
+    pub fn look(&mut self) {
+        self.is_awaited = false;
+    }
+
+    /// Whether a request may begin that is ready to. If not, it waits for the next sip.
+    pub fn may_begin(&mut self, class: Class, now: Instant) -> bool {
+        let may_begin = self.next.is_none_or(|next| next <= now)
+            || self.begun[class as usize] < self.sizes[class as usize];
+        self.is_awaited |= !may_begin;
+        may_begin
+    }
+
+    /// Notes one that begins.
+    pub fn begin(&mut self, class: Class, now: Instant) {
+        if self.next.is_none_or(|next| next <= now) {
+            self.begun = [0; Class::COUNT];
+            self.next = Some(now + SIP_PAUSE);
+        }
+        self.begun[class as usize] += 1;
+    }
+
+    /// When the next sip is that somebody waits for.
+    pub fn awaited(&self) -> Option<Instant> {
+        self.next.filter(|_| self.is_awaited)
+    }
+
+    /// As after many good answers.
+    #[cfg(test)]
+    pub fn wide() -> Self {
+        Self { sizes: Class::ALL.map(|class| range(class).1), ..Self::default() }
+    }
+}
+
+fn range(class: Class) -> (usize, usize) {
+    match class {
+        Class::Proven => (usize::MAX, usize::MAX),
+        Class::Unproven => UNPROVEN,
+        Class::Suspect => SUSPECT,
+    }
+}
