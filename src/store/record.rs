@@ -77,14 +77,18 @@ fn has_died(one: &Finished) -> bool {
     matches!(one.next, Next::End { state: DeliveryState::Dead, .. })
 }
 
+// Behind `select` the planner cannot count the results, so that it keeps its plan: it would make one for
+// each single result, which takes longer than to record it.
 macro_rules! result_rows {
     () => {
         "with result as (
         select * from unnest(
-            $1::uuid[], $2::int[], $3::int[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-            $8::uuid[], $9::timestamptz[], $10::timestamptz[], $11::int[], $12::text[], $13::text[],
-            $14::smallint[], $15::text[], $16::bytea[], $17::boolean[], $18::text[], $19::text[],
-            $20::text[])
+            (select $1::uuid[]), (select $2::int[]), (select $3::int[]), (select $4::text[]),
+            (select $5::text[]), (select $6::text[]), (select $7::bigint[]), (select $8::uuid[]),
+            (select $9::timestamptz[]), (select $10::timestamptz[]), (select $11::int[]),
+            (select $12::text[]), (select $13::text[]), (select $14::smallint[]),
+            (select $15::text[]), (select $16::bytea[]), (select $17::boolean[]),
+            (select $18::text[]), (select $19::text[]), (select $20::text[]))
         as r(delivery_id, owner, claim_number, event_type, state, reason, retry_us,
              attempt_id, scheduled_at, started_at, duration_ms, request_url, request_headers,
              response_status, response_headers, response_body, response_truncated, error_class,

@@ -94,7 +94,7 @@ impl Store {
             let mut keys: HashMap<Uuid, Vec<SigningKeyRow>> = HashMap::new();
             if !ids.is_empty() {
                 let read: Vec<Of<SubscriptionRow>> = sqlx::query_as(current_subscriptions!(
-                    "join unnest($1::uuid[], $2::bigint[]) as w(application_id, known)
+                    "join unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
                          on w.application_id = s.application_id
                      where s.routing_version > w.known and (w.known > 0 or s.deleted_at is null)"
                 ))
@@ -109,7 +109,7 @@ impl Store {
                 let read: Vec<Of<SigningKeyRow>> = sqlx::query_as(
                     "select k.application_id, k.signing_key_id, k.subscription_id, k.sealed,
                             k.retires_at
-                     from unnest($1::uuid[], $2::bigint[]) as w(application_id, known)
+                     from unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
                      join signing_key k using (application_id)
                      where (w.known = 0 or k.subscription_id is null or k.subscription_id = any($3))
                        and (k.retires_at is null or k.retires_at > now())

@@ -126,6 +126,14 @@ async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
         let failure = Failure::new(ErrorClass::Internal, "the dispatcher failed; see its log");
         (failed(failure), String::new())
     });
+    let class = exchange.outcome.failure().map(|failure| failure.class);
+    if class == Some(ErrorClass::Timeout) {
+        tokio::select! {
+            biased;
+            () = shared.endings.turn() => {}
+            () = shared.abort.cancelled() => return,
+        }
+    }
     let gone = exchange.response.as_ref().filter(|response| response.status == GONE);
     let gone = gone.and_then(|_| way.subscription()).map(|it| (claim.application, it.clone()));
     let (finished, verdict) = conclude(&shared, claim, &way, exchange, headers, started_at);

@@ -10,6 +10,7 @@
 //! held, and maintenance makes and drops the days of the history.
 
 mod claimer;
+mod endings;
 mod erasures;
 mod executor;
 mod health;
@@ -39,7 +40,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::statistics::Statistics;
+use self::{endings::Endings, statistics::Statistics};
 use crate::{
     clock::Clock,
     delivery::Client,
@@ -117,6 +118,7 @@ struct Shared {
     settings: WorkerSettings,
     results: mpsc::Sender<Finished>,
     statistics: Arc<Statistics>,
+    endings: Endings,
     /// The requests under way.
     requests: TaskTracker,
     /// No new work: set first at the end.
@@ -172,6 +174,7 @@ impl Worker {
             settings,
             results,
             statistics: Arc::default(),
+            endings: Endings::default(),
             requests: TaskTracker::new(),
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),

@@ -204,18 +204,21 @@ async fn a_start_that_loses_its_pid_file_begins_anew() {
     let mut options = options(&data_dir);
     // So long it is ready and has not answered.
     options.extra_settings.push(("pre_auth_delay".to_owned(), "1".to_owned()));
-    let starting = tokio::spawn(EmbeddedPostgres::start(options));
+    let starting = EmbeddedPostgres::start(options);
     let is_ready = || {
         let text = fs::read_to_string(pid_file(&data_dir)).unwrap_or_default();
         text.lines().nth(7).is_some_and(|state| state.trim() == "ready")
     };
-    while !is_ready() {
-        sleep(Duration::from_millis(5)).await;
-    }
-    let pid = postmaster_pid(&data_dir).unwrap();
-    fs::remove_file(pid_file(&data_dir)).unwrap();
-
-    let server = starting.await.unwrap().unwrap();
+    let losing = async {
+        while !is_ready() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let pid = postmaster_pid(&data_dir).unwrap();
+        fs::remove_file(pid_file(&data_dir)).unwrap();
+        pid
+    };
+    let (server, pid) = tokio::join!(starting, losing);
+    let server = server.unwrap();
     assert!(!server.was_adopted());
     let new = postmaster_pid(&data_dir).unwrap();
     assert_ne!(new, pid);

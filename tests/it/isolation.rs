@@ -132,7 +132,8 @@ async fn who_asked_for_quiet_is_left_in_peace_after_a_restart() {
 }
 
 /// Catches: applications that are read one after the other, so that each waits for all; one with many
-/// subscriptions that holds up the others; what is missing from a common answer.
+/// subscriptions that holds up the others; what is missing from a common answer; a claim that leaves
+/// each of its deliveries to read its own.
 #[tokio::test]
 async fn what_is_known_of_many_applications_is_read_together() {
     const APPLICATIONS: i32 = 300;
@@ -174,7 +175,8 @@ async fn what_is_known_of_many_applications_is_read_together() {
         let sql = "select xact_commit from pg_stat_database where datname = current_database()";
         sqlx::query_scalar(sql).fetch_one(database.store().pool()).await.unwrap()
     };
-    let routes = Routes::new(SealingKeys::from("07".repeat(32).parse::<SealingKey>().unwrap()));
+    let routes = || Routes::new(SealingKeys::from("07".repeat(32).parse::<SealingKey>().unwrap()));
+    let (routes, prepared) = (routes(), routes());
     let before = statements().await;
     let read = futures_util::future::join_all(ids.iter().map(async |(id, uid)| {
         let id = ApplicationId::from_uuid(*id);
@@ -191,6 +193,13 @@ async fn what_is_known_of_many_applications_is_read_together() {
             .unwrap()
             .is_none()
     );
+    prepared.prepare(&store, ids.iter().map(|(id, _)| ApplicationId::from_uuid(*id))).await;
+    let unprepared = ids.iter().filter(|(id, _)| {
+        let known = prepared.known(ApplicationId::from_uuid(*id));
+        known.is_none_or(|snapshot| snapshot.uid.is_none())
+    });
+    let unprepared: Vec<&str> = unprepared.map(|(_, uid)| &**uid).collect();
+    assert_eq!(unprepared, ["tenant-7"], "but for the large one");
     // Connections tell of their statements when they end, and seldom before.
     store.pool().close().await;
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -18,7 +18,7 @@
 //! - Where lanes wait, the applications take turns, and within each its lanes (`rings`).
 //! - What one lane, or one application, may hold is a multiple of what is free: so there is always
 //!   something free for who has nothing.
-//! - Requests and claims of unproven and suspect lanes begin in sips (`sips`).
+//! - Unproven and suspect lanes are claimed from, and suspects sent to, in sips (`sips`).
 //!
 //! What protects a receiver is what its owner bounds: requests at a time, and a rate (`limited`).
 

@@ -1,6 +1,7 @@
-//! How fast requests, and claims, of the unproven and the suspect begin: in sips. What begins
+//! How fast the unproven and the suspect are claimed from, and the suspect sent to: in sips. What begins
 //! together ends together when receivers hang, and a thousand connections that are opened at once, or
-//! time-outs that are recorded at once, hold up who has nothing to do with them.
+//! time-outs that are recorded at once, hold up who has nothing to do with them. The first request of
+//! a new lane is not held up: new receivers that work would wait behind a thousand that do not.
 
 use std::time::{Duration, Instant};
 
@@ -8,17 +9,17 @@ use super::lane::Class;
 
 /// Lanes of one sip of a class: few at first, and while its lanes do not answer well; more, by one
 /// for each that does.
-const UNPROVEN: (usize, usize) = (8, 64);
-const SUSPECT: (usize, usize) = (2, 64);
-/// The time between two sips.
-pub const SIP_PAUSE: Duration = Duration::from_millis(5);
+const UNPROVEN: (usize, usize) = (8, 128);
+const SUSPECT: (usize, usize) = (4, 128);
+/// The time between two sips. A claim takes a few milliseconds, of however few lanes.
+pub const SIP_PAUSE: Duration = Duration::from_millis(10);
 
 /// The sips of each class but the proven, which are not bounded.
 #[derive(Debug)]
 pub struct Sips {
     sizes: [usize; Class::COUNT],
-    /// Requests that have begun since the latest sip.
-    begun: [usize; Class::COUNT],
+    /// Requests of suspects that have begun since the latest sip.
+    begun: usize,
     /// When the next one is.
     next: Option<Instant>,
     /// Somebody waits for it.
@@ -29,7 +30,7 @@ impl Default for Sips {
     fn default() -> Self {
         Self {
             sizes: Class::ALL.map(|class| range(class).0),
-            begun: [0; Class::COUNT],
+            begun: 0,
             next: None,
             is_awaited: false,
         }
@@ -56,19 +57,23 @@ impl Sips {
 
     /// Whether a request may begin that is ready to. If not, it waits for the next sip.
     pub fn may_begin(&mut self, class: Class, now: Instant) -> bool {
-        let may_begin = self.next.is_none_or(|next| next <= now)
-            || self.begun[class as usize] < self.sizes[class as usize];
+        let may_begin = class != Class::Suspect
+            || self.next.is_none_or(|next| next <= now)
+            || self.begun < self.size(class);
         self.is_awaited |= !may_begin;
         may_begin
     }
 
     /// Notes one that begins.
     pub fn begin(&mut self, class: Class, now: Instant) {
+        if class != Class::Suspect {
+            return;
+        }
         if self.next.is_none_or(|next| next <= now) {
-            self.begun = [0; Class::COUNT];
+            self.begun = 0;
             self.next = Some(now + SIP_PAUSE);
         }
-        self.begun[class as usize] += 1;
+        self.begun += 1;
     }
 
     /// When the next sip is that somebody waits for.

@@ -1,5 +1,6 @@
 //! The queue against real Postgres: claims, fences, leases, batches.
 
+mod plans;
 mod rates;
 
 use std::time::Duration;

@@ -46,29 +46,31 @@ fn the_unproven_and_the_suspect_are_claimed_from_in_sips() {
     let first = bench.plan();
     assert_eq!((first.len(), first[0].1), (8, 1), "eight lanes, a row each");
     assert!(bench.plan().is_empty());
-    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 5 * MS));
+    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 10 * MS));
     bench.prove(100);
     bench.due(100);
     assert_eq!(bench.plan(), [(100, 20)], "the proven wait for no sip");
-    bench.later(5 * MS);
+    bench.later(10 * MS);
     assert_eq!(bench.plan().len(), 9, "one has proven well");
 }
 
 #[test]
-fn requests_of_the_unproven_and_the_suspect_begin_in_sips() {
+fn requests_of_suspects_begin_in_sips() {
     let mut bench = Bench::sipping();
     for n in 1..=10 {
         bench.fill(n, 2);
     }
-    assert_eq!(bench.start(), [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(bench.lanes.next_start(), Some(bench.now + 5 * MS));
+    assert_eq!(bench.start().len(), 10, "who is new waits for no sip");
     bench.finish(1, Verdict::Healthy);
-    for n in 2..=5 {
+    for n in 2..=10 {
         bench.finish(n, Verdict::Failing);
     }
-    assert_eq!(bench.start(), [1, 2, 3], "the proven wait for no sip, and two suspects are one");
-    bench.later(5 * MS);
-    assert_eq!(bench.start(), [9, 10, 4, 5]);
+    assert_eq!(bench.start(), [1, 2, 3, 4, 5], "nor who is proven, and four suspects are one");
+    assert_eq!(bench.lanes.next_start(), Some(bench.now + 10 * MS));
+    bench.later(10 * MS);
+    assert_eq!(bench.start(), [6, 7, 8, 9]);
+    bench.later(10 * MS);
+    assert_eq!(bench.start(), [10]);
     assert_eq!(bench.lanes.next_start(), None, "nobody waits");
 }
 

@@ -1,0 +1,47 @@
+//! Statements whose plans are kept: made anew each time, they would take longer than what they do.
+
+use std::collections::HashMap;
+
+use webhook_dispatcher::{domain::ids::DEFAULT_APPLICATION, store::Store};
+
+use super::{Bench, delivered, finished, lane, only};
+use crate::support::TestDatabase;
+
+/// Postgres weighs the plan that it keeps only after five others.
+const RUNS: usize = 8;
+
+/// Catches: a claim of few lanes, or a record of few results, that is planned anew each time; and what
+/// is read between them.
+#[tokio::test]
+async fn what_is_done_for_few_keeps_its_plan() {
+    let database = TestDatabase::new().await;
+    let store = Store::connect_lazy(database.options.clone(), 1);
+    let me = store.register_dispatcher().await.unwrap();
+    let bench = Bench { store, me };
+    for _ in 0..RUNS {
+        let id = bench.insert(None).await;
+        let token = only(bench.claim(me, 1).await).token(me);
+        bench.store.record(&[finished(id, token, delivered())]).await.unwrap();
+        bench.store.next_due(me, &[(lane(), None)]).await.unwrap();
+        bench.store.changes_since(&[(DEFAULT_APPLICATION, 1)], 200).await.unwrap();
+    }
+    let plans: Vec<(String, i64, i64)> = sqlx::query_as(
+        "select statement, custom_plans, generic_plans from pg_prepared_statements
+         where custom_plans > 4",
+    )
+    .fetch_all(bench.pool())
+    .await
+    .unwrap();
+    let plans: HashMap<_, _> =
+        plans.iter().map(|(text, made, kept)| (&**text, (*made, *kept))).collect();
+    let words = [
+        "for no key update skip locked",
+        "as r(delivery_id, owner, claim_number",
+        "as lanes(lane_id, mark)",
+        "a.routing_version <>",
+    ];
+    for word in words {
+        let (_, plans) = plans.iter().find(|(text, _)| text.contains(word)).unwrap();
+        assert_eq!(*plans, (5, 3), "{word}");
+    }
+}
