@@ -9,8 +9,7 @@ use super::lane::Class;
 
 /// Lanes of one sip of a class: few at first, and while its lanes do not answer well; more, by one
 /// for each that does.
-const UNPROVEN: (usize, usize) = (8, 128);
-const SUSPECT: (usize, usize) = (4, 128);
+const LANES: (usize, usize) = (4, 128);
 /// The time between two sips. A claim takes a few milliseconds, of however few lanes.
 pub const SIP_PAUSE: Duration = Duration::from_millis(10);
 
@@ -91,7 +90,6 @@ impl Sips {
 fn range(class: Class) -> (usize, usize) {
     match class {
         Class::Proven => (usize::MAX, usize::MAX),
-        Class::Unproven => UNPROVEN,
-        Class::Suspect => SUSPECT,
+        Class::Unproven | Class::Suspect => LANES,
     }
 }

@@ -4,9 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use sha2::{Digest, Sha256};
+
+/// How many folders were begun by this process.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// How often `npm ci` is tried: a registry may be away for a moment.
 const NPM_ATTEMPTS_MAX: usize = 3;
@@ -45,7 +49,7 @@ pub fn install(folder: &Path) -> Result<(), String> {
 }
 
 /// A folder beside the build, made once for all that has the same key. It is made under another name
-/// and renamed when it is whole: another test process may be about the same.
+/// and renamed when it is whole: another test may be about the same.
 pub fn prepared(
     name: &str,
     key: &[&[u8]],
@@ -63,9 +67,11 @@ pub fn prepared(
     if folder.exists() {
         return Ok(folder);
     }
-    let under_way = beside.join(format!("{name}-{hash:016x}.{}", std::process::id()));
+    // Two tests may make the same one at the same time, in this process or in others.
+    let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+    let under_way = beside.join(format!("{name}-{hash:016x}.{process}.{number}"));
     let made = make(&under_way);
-    // Where another process was first, its folder is as good.
+    // Where another was first, its folder is as good.
     if made.is_ok() && fs::rename(&under_way, &folder).is_ok() {
         return Ok(folder);
     }
