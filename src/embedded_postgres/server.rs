@@ -253,11 +253,7 @@ impl EmbeddedPostgres {
         let child = command.spawn().map_err(|cause| account.cannot_run(&postgres, cause))?;
         self.child = Some(child);
         let ready = self.wait_until_ready(log_begin).await;
-        if let Err(EmbeddedPostgresError::PidFileLost { .. }) = &ready {
-            // It would end by itself within a minute, and `pg_ctl` does not find it.
-            self.end_child().await;
-            self.child = None;
-        } else if ready.is_err() {
+        if ready.is_err() {
             if !self.has_ended().await
                 && let Err(cause) = self.shut_down().await
             {
@@ -286,8 +282,7 @@ impl EmbeddedPostgres {
             }
             // Only what our child itself wrote: if a postmaster that lost its `postmaster.pid` still
             // serves the cluster, our child ends in a moment and who answers is the other one.
-            let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-            let own_file = || PidFile::read(&cluster).filter(|file| Some(file.pid) == pid);
+            let own_file = || file_of(&cluster, child);
             let file = own_file();
             // A postmaster deletes the file when it ends, without a look at whose it is by then.
             let is_lost = file.is_none() && (has_written || !wait.is_bearable(PID_FILE_WAIT_MAX));
@@ -324,45 +319,17 @@ impl EmbeddedPostgres {
         matches!(found, Postmaster::Gone { .. })
     }
 
-    /// At once and without `pg_ctl`, which needs a `postmaster.pid`. The next start recovers.
-    async fn end_child(&mut self) {
-        let Some(child) = &mut self.child else { return };
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-        let Some(pid) = pid else { return };
-        if let Err(cause) = kill_process(pid, Signal::QUIT) {
-            tracing::debug!(%cause, "a Postgres that lost its postmaster.pid was not signalled");
-        }
-        let wait = Duration::from_secs(IMMEDIATE_STOP_WAIT_SECONDS);
-        if timeout(wait, child.wait()).await.is_err() {
-            tracing::warn!(?pid, "a Postgres that lost its postmaster.pid goes on");
-        }
-    }
-
-    /// Fast, with a checkpoint; if that takes too long at once, and the next start recovers.
+    /// Fast, with a checkpoint; if that takes too long at once, and the next start recovers. So does it
+    /// after a child that has lost its `postmaster.pid`, by which alone `pg_ctl` finds it.
     async fn shut_down(&mut self) -> Result<(), EmbeddedPostgresError> {
         let cluster = self.data_dir.cluster();
-        let account = &self.data_dir.account;
-        let pg_ctl = self.binaries.program("pg_ctl");
-        let mut output = String::new();
-        for (mode, seconds) in
-            [("fast", FAST_STOP_WAIT_SECONDS), ("immediate", IMMEDIATE_STOP_WAIT_SECONDS)]
-        {
-            let answer = account
-                .command(&pg_ctl)
-                .current_dir(&cluster)
-                .arg("stop")
-                .arg("-D")
-                .arg(&cluster)
-                .args(["-m", mode, "-w", "-t", &seconds.to_string()])
-                .output()
-                .await
-                .map_err(|cause| account.cannot_run(&pg_ctl, cause))?;
-            if answer.status.success() {
-                break;
-            }
-            tracing::warn!(mode, "the private Postgres did not stop in time");
-            output = log::last_lines(&String::from_utf8_lossy(&answer.stderr));
-        }
+        let lost = self.child.as_ref().filter(|child| file_of(&cluster, child).is_none());
+        let output = match lost.and_then(pid_of) {
+            Some(pid) => kill_process(pid, Signal::QUIT)
+                .err()
+                .map_or_else(String::new, |cause| cause.to_string()),
+            None => self.stop_by_pg_ctl(&cluster).await?,
+        };
         let end = async {
             while !self.has_ended().await {
                 sleep(LOOK_AGAIN_AFTER_MIN).await;
@@ -373,6 +340,43 @@ impl EmbeddedPostgres {
             .await
             .map_err(|_| EmbeddedPostgresError::Stop { cluster, output })
     }
+
+    /// Tells what `pg_ctl` last said that did not succeed.
+    async fn stop_by_pg_ctl(&self, cluster: &Path) -> Result<String, EmbeddedPostgresError> {
+        let account = &self.data_dir.account;
+        let pg_ctl = self.binaries.program("pg_ctl");
+        let mut output = String::new();
+        for (mode, seconds) in
+            [("fast", FAST_STOP_WAIT_SECONDS), ("immediate", IMMEDIATE_STOP_WAIT_SECONDS)]
+        {
+            let answer = account
+                .command(&pg_ctl)
+                .current_dir(cluster)
+                .arg("stop")
+                .arg("-D")
+                .arg(cluster)
+                .args(["-m", mode, "-w", "-t", &seconds.to_string()])
+                .output()
+                .await
+                .map_err(|cause| account.cannot_run(&pg_ctl, cause))?;
+            if answer.status.success() {
+                break;
+            }
+            tracing::warn!(mode, "the private Postgres did not stop in time");
+            output = log::last_lines(&String::from_utf8_lossy(&answer.stderr));
+        }
+        Ok(output)
+    }
+}
+
+/// `None`: it has ended, and was waited for.
+fn pid_of(child: &Child) -> Option<Pid> {
+    child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw)
+}
+
+/// What `postmaster.pid` says, if our child wrote it.
+fn file_of(cluster: &Path, child: &Child) -> Option<PidFile> {
+    PidFile::read(cluster).filter(|file| Pid::from_raw(file.pid) == pid_of(child))
 }
 
 /// Whether Postgres ended because something of the last one still runs.

@@ -141,10 +141,7 @@ impl Routes {
         applications: &[ApplicationId],
     ) -> Result<(), StoreError> {
         let is_known = |known: &Known| known.read_at.is_some();
-        let unknown = |application: &&ApplicationId| {
-            !self.entry(**application).is_some_and(|it| is_known(&it))
-        };
-        self.wanted().extend(applications.iter().filter(unknown));
+        self.want(applications.iter().copied(), is_known);
         for &application in applications {
             self.read_unless(store, application, is_known).await?;
         }
@@ -190,13 +187,23 @@ impl Routes {
         store: &Store,
         applications: impl IntoIterator<Item = ApplicationId>,
     ) {
-        let is_stale = |id: &ApplicationId| !self.entry(*id).is_some_and(|it| it.will_do());
-        let stale: Vec<ApplicationId> = applications.into_iter().filter(is_stale).collect();
-        let Some(&first) = stale.first() else { return };
-        self.wanted().extend(stale);
+        let Some(first) = self.want(applications, Known::will_do) else { return };
         if let Err(error) = self.read_together(store, first, Known::will_do).await {
             tracing::debug!(%error, "applications are read when they are asked for");
         }
+    }
+
+    /// Notes those of the applications that are to be read, and names the first.
+    fn want(
+        &self,
+        applications: impl IntoIterator<Item = ApplicationId>,
+        will_do: impl Fn(&Known) -> bool,
+    ) -> Option<ApplicationId> {
+        let is_stale = |id: &ApplicationId| !self.entry(*id).is_some_and(|it| will_do(&it));
+        let stale: Vec<ApplicationId> = applications.into_iter().filter(is_stale).collect();
+        let first = stale.first().copied();
+        self.wanted().extend(stale);
+        first
     }
 
     /// Brings an application up to date, unless what is known will do.

@@ -211,7 +211,9 @@ struct Asks {
 impl Asks {
     /// Notes subscriptions that fail, unless they were asked about lately.
     fn note(&mut self, shared: &Shared, failing: Vec<(ApplicationId, SubscriptionId)>) {
-        self.asked.retain(|_, at| at.elapsed() < ASK_INTERVAL.1);
+        if self.asked.len() >= ASKED_MAX {
+            self.asked.retain(|_, at| at.elapsed() < ASK_INTERVAL.1);
+        }
         for (application, id) in failing {
             let known = shared.routes.known(application);
             let is_due = known.is_none_or(|snapshot| {

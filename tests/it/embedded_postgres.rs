@@ -227,6 +227,16 @@ async fn a_start_that_loses_its_pid_file_begins_anew() {
 }
 
 #[tokio::test]
+async fn a_postgres_that_lost_its_pid_file_is_stopped() {
+    let folder = Folder::new();
+    let server = start(&folder.data_dir()).await.unwrap();
+    let pid = postmaster_pid(&folder.data_dir()).unwrap();
+    fs::remove_file(pid_file(&folder.data_dir())).unwrap();
+    server.stop().await.unwrap();
+    assert!(has_ended(pid).await);
+}
+
+#[tokio::test]
 async fn a_second_service_on_the_folder_is_refused() {
     let folder = Folder::new();
     let server = start(&folder.data_dir()).await.unwrap();

@@ -5,19 +5,15 @@ use std::time::Duration;
 use chrono::{Days, NaiveDate, Utc};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use webhook_dispatcher::{
-    domain::{
-        DeliveryId, EventId, Payload, Submission, TargetUrl,
-        event::Route,
-        ids::{self, DEFAULT_APPLICATION},
-    },
+    domain::{EventId, TargetUrl, ids},
     store::{
         Store, StoreError,
-        events::{NewDelivery, NewEvent},
+        events::NewEvent,
         partitions::{DAYS_AHEAD, Retention},
     },
 };
 
-use crate::support::TestDatabase;
+use crate::support::{TestDatabase, eventually, stored};
 
 const TABLES: [&str; 5] = ["attempt", "delivery", "delivery_target", "event", "event_payload"];
 const DAY: Duration = Duration::from_hours(24);
@@ -38,6 +34,27 @@ impl Bench {
 
     async fn run(&self, sql: String) {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.store.pool()).await.unwrap();
+    }
+
+    /// Waits until no transaction of the cluster is as old as what was written so far: a session of any
+    /// database that begins takes a snapshot that holds back a vacuum in all of them.
+    async fn until_visible_to_all(&self) {
+        let pool = self.store.pool();
+        let now: String =
+            sqlx::query_scalar("select pg_current_xact_id()::text").fetch_one(pool).await.unwrap();
+        eventually("all transactions before are over", async || {
+            sqlx::query_scalar::<_, bool>(
+                "select pg_snapshot_xmin(pg_current_snapshot()) > $1::xid8",
+            )
+            .bind(&now)
+            .fetch_one(pool)
+            .await
+            .unwrap()
+            .then_some(())
+        })
+        .await;
+        // And until those that had begun with such a snapshot have dropped it.
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 
     /// Makes one day of a table.
@@ -92,26 +109,9 @@ impl Bench {
 
     async fn insert(&self, unix_ms: u64) -> Result<EventId, StoreError> {
         let target = TargetUrl::parse("http://127.0.0.1:9/").unwrap();
-        let submission = Submission {
-            application: DEFAULT_APPLICATION,
-            event_type: None,
-            payload: Payload::from_json("1".into()).unwrap(),
-            route: Route::Explicit(target.clone()),
-            subject: None,
-            metadata: None,
-            idempotency_key: None,
-        };
+        let submission = stored::submission(&target);
         let event_id = EventId::new(unix_ms, rand::random());
-        let delivery = NewDelivery {
-            subscription: None,
-            is_parked: false,
-            settings: None,
-            delivery_id: DeliveryId::of_event(event_id, 0),
-            lane: target.lane(DEFAULT_APPLICATION),
-            target,
-            owner: None,
-        };
-        let deliveries = vec![delivery];
+        let deliveries = vec![stored::delivery(event_id, target, None)];
         let event = NewEvent { event_id, submission: &submission, routing_version: 1, deliveries };
         self.store.store_events(&[event]).await.map(|_| event_id)
     }
@@ -326,6 +326,7 @@ async fn days_that_are_over_are_frozen_once() {
     for age in [0, 2] {
         bench.insert(unix_ms(days_ago(age))).await.unwrap();
     }
+    bench.until_visible_to_all().await;
     // Nothing of the day before that, of today, or of what is empty.
     let written = ["event", "event_payload"].map(|table| name(table, days_ago(2)));
     let other = bench.database.store();

@@ -4,16 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use webhook_dispatcher::{
-    domain::{
-        DeliveryId, EventId, Payload, Submission, TargetUrl, event::Route, ids::DEFAULT_APPLICATION,
-    },
-    store::{
-        dispatchers::DispatcherId,
-        events::{NewDelivery, NewEvent},
-    },
+    domain::{EventId, TargetUrl},
+    store::{dispatchers::DispatcherId, events::NewEvent},
 };
 
-use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
+use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually, stored};
 
 #[tokio::test]
 async fn an_accepted_event_is_delivered_once() {
@@ -227,26 +222,10 @@ async fn rows_that_a_process_owns_and_does_not_know_are_released() {
         .await
         .unwrap();
     let target = TargetUrl::parse(&receiver.url("/")).unwrap();
-    let submission = Submission {
-        application: DEFAULT_APPLICATION,
-        event_type: None,
-        payload: Payload::from_json("1".into()).unwrap(),
-        route: Route::Explicit(target.clone()),
-        subject: None,
-        metadata: None,
-        idempotency_key: None,
-    };
+    let submission = stored::submission(&target);
     let unix_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap();
     let event_id = EventId::new(unix_ms, rand::random());
-    let delivery = NewDelivery {
-        subscription: None,
-        is_parked: false,
-        settings: None,
-        delivery_id: DeliveryId::of_event(event_id, 0),
-        lane: target.lane(DEFAULT_APPLICATION),
-        target,
-        owner: Some(DispatcherId::from_raw(id)),
-    };
+    let delivery = stored::delivery(event_id, target, Some(DispatcherId::from_raw(id)));
     let event = NewEvent {
         event_id,
         submission: &submission,

@@ -27,12 +27,7 @@ pub struct Sips {
 
 impl Default for Sips {
     fn default() -> Self {
-        Self {
-            sizes: Class::ALL.map(|class| range(class).0),
-            begun: 0,
-            next: None,
-            is_awaited: false,
-        }
+        Self { sizes: [LANES.0; Class::COUNT], begun: 0, next: None, is_awaited: false }
     }
 }
 
@@ -44,9 +39,8 @@ impl Sips {
 
     /// Learns from an answer of a lane that was of this class, or from its absence.
     pub fn learn(&mut self, class: Class, is_well: bool) {
-        let (least, most) = range(class);
         let size = &mut self.sizes[class as usize];
-        *size = if is_well { size.saturating_add(1) } else { *size / 2 }.clamp(least, most);
+        *size = if is_well { *size + 1 } else { *size / 2 }.clamp(LANES.0, LANES.1);
     }
 
     /// Says that all that can begin begins now: nobody waits so far.
@@ -83,13 +77,6 @@ impl Sips {
     /// As after many good answers.
     #[cfg(test)]
     pub fn wide() -> Self {
-        Self { sizes: Class::ALL.map(|class| range(class).1), ..Self::default() }
-    }
-}
-
-fn range(class: Class) -> (usize, usize) {
-    match class {
-        Class::Proven => (usize::MAX, usize::MAX),
-        Class::Unproven | Class::Suspect => LANES,
+        Self { sizes: [LANES.1; Class::COUNT], ..Self::default() }
     }
 }

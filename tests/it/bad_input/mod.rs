@@ -92,6 +92,9 @@ async fn no_body_is_a_fault_of_the_service() {
     let text = r#"([ a-z0-9{}\[\]",:\\.+-]|\\u[0d][08][0c][0-9]|\x00|é|"payload":|"type":"a",|"events":\[\{|"metadata":){0,30}"#;
     let bodies = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..60),
+        // A part is good for certain: of 300 of the others, none is once in some hundred runs.
+        "[a-z0-9]{0,30}"
+            .prop_map(|text| format!(r#"{{"type":"a","payload":"{text}"}}"#).into_bytes()),
         text.prop_map(String::into_bytes),
         text.prop_map(|text| format!(r#"{{"type":"a","payload":{text}}}"#).into_bytes()),
         text.prop_map(|text| format!(r#"{{"type":"a","payload":"{text}"}}"#).into_bytes()),

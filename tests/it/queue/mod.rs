@@ -1,5 +1,7 @@
 //! The queue against real Postgres: claims, fences, leases, batches.
 
+mod fences;
+mod leases;
 mod plans;
 mod rates;
 
@@ -10,7 +12,6 @@ use webhook_dispatcher::{
     domain::{
         DeliveryId, DeliveryState, ErrorClass, EventId, IdempotencyKey, LaneId, Payload, Run,
         Submission, TargetUrl,
-        event::Route,
         ids::{AttemptId, DEFAULT_APPLICATION},
         outcome::Failure,
         pacing::LaneQuota,
@@ -19,7 +20,7 @@ use webhook_dispatcher::{
     store::{
         Store,
         dispatchers::DispatcherId,
-        events::{NewDelivery, NewEvent, Stored, StoredBatch},
+        events::{NewEvent, Stored, StoredBatch},
         queue::{
             AttemptRecord, ClaimToken, ClaimedRow, Finished, INTERRUPTIONS_MAX, Next, Recorded,
             Release,
@@ -27,7 +28,7 @@ use webhook_dispatcher::{
     },
 };
 
-use crate::support::TestDatabase;
+use crate::support::{TestDatabase, stored};
 
 const AGE_MAX: Duration = Duration::from_secs(86_400);
 const TARGET: &str = "http://127.0.0.1:9/hook";
@@ -86,28 +87,16 @@ fn lane() -> LaneId {
 fn submission(key: Option<&str>) -> Submission {
     let target = TargetUrl::parse(TARGET).unwrap();
     Submission {
-        application: DEFAULT_APPLICATION,
-        event_type: None,
         payload: Payload::from_json("{\"a\": 1}".into()).unwrap(),
-        route: Route::Explicit(target),
-        subject: None,
-        metadata: None,
         idempotency_key: key.map(|key| IdempotencyKey::parse(key).unwrap()),
+        ..stored::submission(&target)
     }
 }
 
 fn event(submission: &Submission, owner: Option<DispatcherId>) -> NewEvent<'_> {
     let unix_ms = u64::try_from(chrono::Utc::now().timestamp_millis()).unwrap();
     let event_id = EventId::new(unix_ms, rand::random());
-    let delivery = NewDelivery {
-        subscription: None,
-        is_parked: false,
-        settings: None,
-        delivery_id: DeliveryId::of_event(event_id, 0),
-        lane: lane(),
-        target: TargetUrl::parse(TARGET).unwrap(),
-        owner,
-    };
+    let delivery = stored::delivery(event_id, TargetUrl::parse(TARGET).unwrap(), owner);
     NewEvent { event_id, submission, routing_version: 1, deliveries: vec![delivery] }
 }
 
@@ -244,157 +233,6 @@ async fn a_claim_takes_the_oldest_first_and_no_more_than_its_quota() {
     let rows = bench.claim(bench.me, 2).await;
     let claimed: Vec<_> = rows.iter().map(ClaimedRow::delivery_id).collect();
     assert_eq!(claimed, [ids[1], ids[2]]);
-}
-
-#[tokio::test]
-async fn the_fence_asks_for_the_owner() {
-    let bench = Bench::new().await;
-    let other = bench.store.register_dispatcher().await.unwrap();
-    let id = bench.insert(None).await;
-    let row = only(bench.claim(other, 10).await);
-    // The same claim number, another process.
-    let forged = ClaimToken { owner: bench.me, ..row.token(other) };
-    for next in [delivered(), Next::RetryAfter(Duration::ZERO)] {
-        assert_eq!(bench.store.record(&[finished(id, forged, next)]).await.unwrap(), LATE);
-    }
-    assert_eq!(bench.queued().await, 1);
-    assert_eq!(bench.store.release(&[(id, forged)], Release::Now).await.unwrap(), 0);
-    assert_eq!(
-        bench.count("select owner::bigint from delivery_queue").await,
-        i64::from(other.get())
-    );
-}
-
-#[tokio::test]
-async fn the_fence_asks_for_the_claim_number() {
-    let bench = Bench::new().await;
-    let id = bench.insert(None).await;
-    let first = only(bench.claim(bench.me, 10).await).token(bench.me);
-    // Given back, and claimed again by the very same process.
-    assert_eq!(bench.store.release(&[(id, first)], Release::Now).await.unwrap(), 1);
-    let second = only(bench.claim(bench.me, 10).await).token(bench.me);
-    assert_eq!(bench.store.record(&[finished(id, first, dead())]).await.unwrap(), LATE);
-    assert_eq!(bench.store.release(&[(id, first)], Release::Now).await.unwrap(), 0);
-    assert_eq!(bench.store.record(&[finished(id, second, delivered())]).await.unwrap(), COUNTED);
-    assert_eq!(bench.count("select count(*) from delivery where state = 'delivered'").await, 1);
-}
-
-#[tokio::test]
-async fn a_late_result_is_kept_and_changes_nothing() {
-    let bench = Bench::new().await;
-    let id = bench.insert(None).await;
-    let first = only(bench.claim(bench.me, 10).await).token(bench.me);
-    bench.store.unregister_dispatcher(bench.me).await.unwrap();
-    bench.store.release_orphans(10).await.unwrap();
-    let other = bench.store.register_dispatcher().await.unwrap();
-    let second = only(bench.claim(other, 10).await).token(other);
-
-    assert_eq!(bench.store.record(&[finished(id, first, delivered())]).await.unwrap(), LATE);
-    assert_eq!(bench.queued().await, 1, "the second claim still stands");
-    assert_eq!(bench.count("select count(*) from attempt where is_late").await, 1);
-    assert_eq!(bench.store.record(&[finished(id, second, dead())]).await.unwrap(), COUNTED);
-    assert_eq!(bench.count("select count(*) from delivery where state = 'dead'").await, 1);
-    assert_eq!(bench.count("select count(*) from attempt").await, 2);
-}
-
-#[tokio::test]
-async fn a_result_that_is_sent_twice_counts_once() {
-    let bench = Bench::new().await;
-    let id = bench.insert(Some(bench.me)).await;
-    let token = ClaimToken { owner: bench.me, number: 1 };
-    let result = finished(id, token, delivered());
-    assert_eq!(bench.store.record(std::slice::from_ref(&result)).await.unwrap(), COUNTED);
-    assert_eq!(bench.store.record(&[result]).await.unwrap(), LATE);
-    assert_eq!(bench.count("select count(*) from delivery").await, 1);
-    assert_eq!(bench.count("select count(*) from attempt where not is_late").await, 1);
-    assert_eq!(bench.count("select count(*) from attempt where is_late").await, 0);
-
-    // A retry that is sent twice must not be put off twice.
-    let id = bench.insert(Some(bench.me)).await;
-    let result = finished(id, token, Next::RetryAfter(Duration::from_secs(60)));
-    assert_eq!(bench.store.record(std::slice::from_ref(&result)).await.unwrap(), COUNTED);
-    assert_eq!(bench.store.record(&[result]).await.unwrap(), LATE);
-    assert_eq!(bench.count("select attempt_count::bigint from delivery_queue").await, 1);
-}
-
-#[tokio::test]
-async fn a_batch_mixes_outcomes() {
-    let bench = Bench::new().await;
-    let token = ClaimToken { owner: bench.me, number: 1 };
-    let mut results = Vec::new();
-    for next in [delivered(), dead(), Next::RetryAfter(Duration::from_secs(9))] {
-        results.push(finished(bench.insert(Some(bench.me)).await, token, next));
-    }
-    let lost = ClaimToken { owner: bench.me, number: 7 };
-    results.push(finished(bench.insert(Some(bench.me)).await, lost, delivered()));
-    let recorded = bench.store.record(&results).await.unwrap();
-    assert_eq!(recorded, Recorded { counted: 3, late: 1 });
-    assert_eq!(bench.queued().await, 2);
-    assert_eq!(bench.count("select count(*) from delivery").await, 2);
-    assert_eq!(bench.count("select count(*) from attempt where not is_late").await, 3);
-    assert_eq!(bench.count("select count(*) from attempt where is_late").await, 1);
-}
-
-#[tokio::test]
-async fn only_the_silent_are_buried_and_their_rows_released() {
-    let bench = Bench::new().await;
-    let dead = bench.store.register_dispatcher().await.unwrap();
-    let of_dead = bench.insert(Some(dead)).await;
-    let of_living = bench.insert(Some(bench.me)).await;
-    sqlx::query(
-        "update dispatcher set heartbeat_at = now() - interval '9 s' where dispatcher_id = $1",
-    )
-    .bind(dead)
-    .execute(bench.pool())
-    .await
-    .unwrap();
-    let silence = Duration::from_secs(8);
-    assert_eq!(bench.store.bury_dispatchers(silence).await.unwrap(), [dead]);
-    let orphans = bench.store.release_orphans(100).await.unwrap();
-    assert_eq!((orphans.released, orphans.buried), (1, 0));
-    let row = only(bench.claim(bench.me, 10).await);
-    assert_eq!(row.delivery_id(), of_dead);
-    assert_ne!(row.delivery_id(), of_living);
-    assert!(!bench.store.beat(dead).await.unwrap().is_registered, "the dead learn of it");
-    assert!(bench.store.beat(bench.me).await.unwrap().is_registered);
-}
-
-#[tokio::test]
-async fn too_many_lost_leases_in_a_row_are_the_end() {
-    let bench = Bench::new().await;
-    bench.insert(None).await;
-    for lost in 1..=INTERRUPTIONS_MAX {
-        let process = bench.store.register_dispatcher().await.unwrap();
-        only(bench.claim(process, 10).await);
-        bench.store.unregister_dispatcher(process).await.unwrap();
-        let orphans = bench.store.release_orphans(10).await.unwrap();
-        let is_last = lost == INTERRUPTIONS_MAX;
-        assert_eq!((orphans.released, orphans.buried), (i64::from(!is_last), i64::from(is_last)));
-    }
-    assert_eq!(
-        bench
-            .count(
-                "select count(*) from delivery
-                 where state = 'dead' and reason = 'interrupted' and attempt_count = 0"
-            )
-            .await,
-        1
-    );
-    assert_eq!(bench.queued().await, 0);
-}
-
-#[tokio::test]
-async fn a_recorded_attempt_ends_a_row_of_lost_leases() {
-    let bench = Bench::new().await;
-    let id = bench.insert(None).await;
-    sqlx::query("update delivery_queue set interruption_count = 19")
-        .execute(bench.pool())
-        .await
-        .unwrap();
-    let token = only(bench.claim(bench.me, 10).await).token(bench.me);
-    let retry = Next::RetryAfter(Duration::ZERO);
-    bench.store.record(&[finished(id, token, retry)]).await.unwrap();
-    assert_eq!(bench.count("select interruption_count::bigint from delivery_queue").await, 0);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ pub mod payload;
 pub mod process;
 pub mod raw;
 mod receiver;
+pub mod stored;
 pub mod tls;
 pub mod tools;
 

@@ -1,0 +1,65 @@
+//! Claims of processes that are gone.
+
+use super::*;
+
+#[tokio::test]
+async fn only_the_silent_are_buried_and_their_rows_released() {
+    let bench = Bench::new().await;
+    let dead = bench.store.register_dispatcher().await.unwrap();
+    let of_dead = bench.insert(Some(dead)).await;
+    let of_living = bench.insert(Some(bench.me)).await;
+    sqlx::query(
+        "update dispatcher set heartbeat_at = now() - interval '9 s' where dispatcher_id = $1",
+    )
+    .bind(dead)
+    .execute(bench.pool())
+    .await
+    .unwrap();
+    let silence = Duration::from_secs(8);
+    assert_eq!(bench.store.bury_dispatchers(silence).await.unwrap(), [dead]);
+    let orphans = bench.store.release_orphans(100).await.unwrap();
+    assert_eq!((orphans.released, orphans.buried), (1, 0));
+    let row = only(bench.claim(bench.me, 10).await);
+    assert_eq!(row.delivery_id(), of_dead);
+    assert_ne!(row.delivery_id(), of_living);
+    assert!(!bench.store.beat(dead).await.unwrap().is_registered, "the dead learn of it");
+    assert!(bench.store.beat(bench.me).await.unwrap().is_registered);
+}
+
+#[tokio::test]
+async fn too_many_lost_leases_in_a_row_are_the_end() {
+    let bench = Bench::new().await;
+    bench.insert(None).await;
+    for lost in 1..=INTERRUPTIONS_MAX {
+        let process = bench.store.register_dispatcher().await.unwrap();
+        only(bench.claim(process, 10).await);
+        bench.store.unregister_dispatcher(process).await.unwrap();
+        let orphans = bench.store.release_orphans(10).await.unwrap();
+        let is_last = lost == INTERRUPTIONS_MAX;
+        assert_eq!((orphans.released, orphans.buried), (i64::from(!is_last), i64::from(is_last)));
+    }
+    assert_eq!(
+        bench
+            .count(
+                "select count(*) from delivery
+                 where state = 'dead' and reason = 'interrupted' and attempt_count = 0"
+            )
+            .await,
+        1
+    );
+    assert_eq!(bench.queued().await, 0);
+}
+
+#[tokio::test]
+async fn a_recorded_attempt_ends_a_row_of_lost_leases() {
+    let bench = Bench::new().await;
+    let id = bench.insert(None).await;
+    sqlx::query("update delivery_queue set interruption_count = 19")
+        .execute(bench.pool())
+        .await
+        .unwrap();
+    let token = only(bench.claim(bench.me, 10).await).token(bench.me);
+    let retry = Next::RetryAfter(Duration::ZERO);
+    bench.store.record(&[finished(id, token, retry)]).await.unwrap();
+    assert_eq!(bench.count("select interruption_count::bigint from delivery_queue").await, 0);
+}
