@@ -122,6 +122,9 @@ impl App {
             store.unregister_all_dispatchers().await?;
             while store.release_orphans(5_000).await?.released > 0 {}
         }
+        if config.role != Role::Worker {
+            ingest_store.prepare_to_store().await?;
+        }
         let handover = Arc::new(Handover::new(Limits {
             lane_in_flight_max: config.lane_in_flight_max,
             lane_held_max: LANE_HELD_MAX.max(config.lane_in_flight_max),

@@ -116,6 +116,12 @@ impl Store {
         .await
     }
 
+    /// Opens the connection and has Postgres plan the statement that stores events, so that the first
+    /// events after a start do not wait for that. Changes nothing.
+    pub async fn prepare_to_store(&self) -> Result<(), StoreError> {
+        Box::pin(self.store_events(&[])).await.map(drop)
+    }
+
     /// Which of these events are stored: asked after a commit whose answer was lost.
     pub async fn existing_events(&self, ids: &[EventId]) -> Result<HashSet<EventId>, StoreError> {
         bounded(async {

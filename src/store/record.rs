@@ -42,6 +42,12 @@ impl Store {
         Ok(Recorded { counted, late })
     }
 
+    /// Opens the connection and has Postgres plan the statement that records results, so that the first
+    /// ones after a start do not wait for that. Changes nothing.
+    pub async fn prepare_to_record(&self) -> Result<(), StoreError> {
+        Box::pin(self.record_scheduled(&[])).await.map(drop)
+    }
+
     async fn record_scheduled(&self, finished: &[&Finished]) -> Result<usize, StoreError> {
         let record = match (finished.iter().any(|one| has_died(one)), self.cms()) {
             (false, None) => RECORD,

@@ -158,6 +158,7 @@ impl Worker {
         failed: &CancellationToken,
     ) -> Result<Self, StoreError> {
         let Stores { recorder: recorder_store, others: store } = stores;
+        recorder_store.prepare_to_record().await?;
         let began = Instant::now();
         let owner = store.register_dispatcher().await?;
         tracing::info!(dispatcher = owner.get(), "registered");

@@ -27,6 +27,25 @@ async fn an_accepted_event_is_delivered_once() {
     app.stop().await;
 }
 
+/// The first events after a start do not wait for Postgres to read its catalogue and to plan.
+#[tokio::test]
+async fn what_every_event_needs_of_postgres_is_prepared_before_the_first() {
+    let app = TestApp::start().await;
+    for word in ["insert into event_payload", "with result as ("] {
+        let prepared: i64 = sqlx::query_scalar(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()
+               and position($1 in query) > 0",
+        )
+        .bind(word)
+        .fetch_one(app.store.pool())
+        .await
+        .unwrap();
+        assert_eq!(prepared, 1, "{word}");
+    }
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_failing_delivery_is_retried_until_it_is_delivered() {
     let receiver = Receiver::start(|before, _| match before {

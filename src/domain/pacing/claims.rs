@@ -11,7 +11,7 @@ use super::{
     Held, Lanes, Limits,
     lane::{Class, Lane, Wait},
     rings::Ring,
-    sips::SIP_PAUSE,
+    sips::CLAIM_PAUSE,
 };
 use crate::domain::{ApplicationId, LaneId};
 
@@ -21,8 +21,6 @@ pub(super) const MARK_SLACK: chrono::Duration = chrono::Duration::seconds(5);
 /// After this long a low-water mark is forgotten, so that a row below it (skipped because it was
 /// locked, say) waits no longer than this.
 pub(super) const MARK_AGE_MAX: Duration = Duration::from_secs(10);
-/// The time to the next sip after one that named nobody: who waits has all that it may have.
-const EMPTY_SIP_PAUSE: Duration = Duration::from_millis(20);
 /// The least time from a claim of a limited lane that brought nothing to the next.
 const LIMITED_PAUSE: Duration = Duration::from_millis(20);
 /// How far ahead claims take the times of a lane with a rate: enough that they come together, and few
@@ -181,13 +179,11 @@ impl<T: Held> Lanes<T> {
         let each = (rows_max / waiting).max(1);
         self.plan_class(Class::Proven, now, each, (lanes_max, &mut rows), &mut plan);
         if self.claims.next_sip.is_none_or(|at| at <= now) {
-            let before = plan.len();
             for class in [Class::Unproven, Class::Suspect] {
                 let lanes = self.sips.size(class);
                 self.plan_class(class, now, rows_max, (lanes, &mut rows), &mut plan);
             }
-            let pause = if plan.len() > before { SIP_PAUSE } else { EMPTY_SIP_PAUSE };
-            self.claims.next_sip = Some(now + pause);
+            self.claims.next_sip = Some(now + CLAIM_PAUSE);
         }
         plan
     }

@@ -10,10 +10,12 @@ use super::lane::Class;
 /// Lanes of one sip of a class: few at first, and while its lanes do not answer well; more, by one
 /// for each that does.
 const LANES: (usize, usize) = (4, 128);
-/// The time between two sips. A claim takes a few milliseconds, of however few lanes.
-pub const SIP_PAUSE: Duration = Duration::from_millis(10);
+/// The time between two sips of requests.
+const SIP_PAUSE: Duration = Duration::from_millis(10);
+/// The time between two claims that sip: each takes Postgres some milliseconds, of however few lanes.
+pub const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 
-/// The sips of each class but the proven, which are not bounded.
+/// The sips of each class. Nobody asks for that of the proven.
 #[derive(Debug)]
 pub struct Sips {
     sizes: [usize; Class::COUNT],
