@@ -38,15 +38,7 @@ async fn too_many_lost_leases_in_a_row_are_the_end() {
         let is_last = lost == INTERRUPTIONS_MAX;
         assert_eq!((orphans.released, orphans.buried), (i64::from(!is_last), i64::from(is_last)));
     }
-    assert_eq!(
-        bench
-            .count(
-                "select count(*) from delivery
-                 where state = 'dead' and reason = 'interrupted' and attempt_count = 0"
-            )
-            .await,
-        1
-    );
+    assert_eq!(bench.dead("interrupted", 0).await, 1);
     assert_eq!(bench.queued().await, 0);
 }
 

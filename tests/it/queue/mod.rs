@@ -75,6 +75,19 @@ impl Bench {
         sqlx::query_scalar(sql).fetch_one(self.pool()).await.unwrap()
     }
 
+    /// How many have died so, after so many attempts.
+    async fn dead(&self, reason: &str, attempt_count: i32) -> i64 {
+        sqlx::query_scalar(
+            "select count(*) from delivery
+             where state = 'dead' and reason = $1 and attempt_count = $2",
+        )
+        .bind(reason)
+        .bind(attempt_count)
+        .fetch_one(self.pool())
+        .await
+        .unwrap()
+    }
+
     async fn queued(&self) -> i64 {
         self.count("select count(*) from delivery_queue").await
     }
@@ -188,15 +201,7 @@ async fn a_retry_is_due_after_its_delay_and_counts_its_attempts() {
     assert_eq!(again.token(bench.me).number, 2);
     let result = finished(id, again.token(bench.me), dead());
     assert_eq!(bench.store.record(&[result]).await.unwrap(), COUNTED);
-    assert_eq!(
-        bench
-            .count(
-                "select count(*) from delivery
-                 where state = 'dead' and reason = 'timeout' and attempt_count = 2"
-            )
-            .await,
-        1
-    );
+    assert_eq!(bench.dead("timeout", 2).await, 1);
 }
 
 #[tokio::test]
