@@ -11,7 +11,6 @@ use super::{
     Held, Lanes, Limits,
     lane::{Class, Lane, Wait},
     rings::Ring,
-    sips::CLAIM_PAUSE,
 };
 use crate::domain::{ApplicationId, LaneId};
 
@@ -183,7 +182,7 @@ impl<T: Held> Lanes<T> {
                 let lanes = self.sips.size(class);
                 self.plan_class(class, now, rows_max, (lanes, &mut rows), &mut plan);
             }
-            self.claims.next_sip = Some(now + CLAIM_PAUSE);
+            self.claims.next_sip = Some(self.sips.next_claim(now));
         }
         plan
     }

@@ -13,7 +13,12 @@ const LANES: (usize, usize) = (4, 128);
 /// The time between two sips of requests.
 const SIP_PAUSE: Duration = Duration::from_millis(10);
 /// The time between two claims that sip: each takes Postgres some milliseconds, of however few lanes.
-pub const CLAIM_PAUSE: Duration = Duration::from_millis(20);
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
+/// How long a process is young, from its first claim on, and the time between two claims that sip
+/// meanwhile: it plans its statements and reads of every application what it must know, while each
+/// lane's first event wants both.
+const YOUNG_FOR: Duration = Duration::from_secs(2);
+const YOUNG_CLAIM_PAUSE: Duration = Duration::from_millis(100);
 
 /// The sips of each class. Nobody asks for that of the proven.
 #[derive(Debug)]
@@ -25,11 +30,19 @@ pub struct Sips {
     next: Option<Instant>,
     /// Somebody waits for it.
     is_awaited: bool,
+    /// When the process claimed first.
+    claims_since: Option<Instant>,
 }
 
 impl Default for Sips {
     fn default() -> Self {
-        Self { sizes: [LANES.0; Class::COUNT], begun: 0, next: None, is_awaited: false }
+        Self {
+            sizes: [LANES.0; Class::COUNT],
+            begun: 0,
+            next: None,
+            is_awaited: false,
+            claims_since: None,
+        }
     }
 }
 
@@ -37,6 +50,12 @@ impl Sips {
     /// How many lanes may be claimed from at a time.
     pub fn size(&self, class: Class) -> usize {
         self.sizes[class as usize]
+    }
+
+    /// When the next claim may sip after one that does now.
+    pub fn next_claim(&mut self, now: Instant) -> Instant {
+        let is_young = now < *self.claims_since.get_or_insert(now) + YOUNG_FOR;
+        now + if is_young { YOUNG_CLAIM_PAUSE } else { CLAIM_PAUSE }
     }
 
     /// Learns from an answer of a lane that was of this class, or from its absence.

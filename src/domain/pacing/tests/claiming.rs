@@ -46,12 +46,22 @@ fn the_unproven_and_the_suspect_are_claimed_from_in_sips() {
     let first = bench.plan();
     assert_eq!((first.len(), first[0].1), (4, 1), "four lanes, a row each");
     assert!(bench.plan().is_empty());
-    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 20 * MS));
+    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 100 * MS), "a young process");
     bench.prove(100);
     bench.due(100);
     assert_eq!(bench.plan(), [(100, 20)], "the proven wait for no sip");
-    bench.later(20 * MS);
+    bench.later(100 * MS);
     assert_eq!(bench.plan().len(), 5, "one has proven well");
+    bench.later(1_899 * MS);
+    assert_eq!(bench.plan().len(), 5);
+    assert_eq!(
+        bench.lanes.next_due(bench.now),
+        Some(bench.now + 100 * MS),
+        "the last of its youth"
+    );
+    bench.later(100 * MS);
+    assert_eq!(bench.plan().len(), 5);
+    assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 20 * MS), "from then on");
 }
 
 #[test]
