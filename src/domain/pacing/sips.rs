@@ -30,8 +30,8 @@ pub struct Sips {
     next: Option<Instant>,
     /// Somebody waits for it.
     is_awaited: bool,
-    /// When the process claimed first.
-    claims_since: Option<Instant>,
+    /// Set by the first claim.
+    young_until: Option<Instant>,
 }
 
 impl Default for Sips {
@@ -41,7 +41,7 @@ impl Default for Sips {
             begun: 0,
             next: None,
             is_awaited: false,
-            claims_since: None,
+            young_until: None,
         }
     }
 }
@@ -54,7 +54,7 @@ impl Sips {
 
     /// When the next claim may sip after one that does now.
     pub fn next_claim(&mut self, now: Instant) -> Instant {
-        let is_young = now < *self.claims_since.get_or_insert(now) + YOUNG_FOR;
+        let is_young = now < *self.young_until.get_or_insert(now + YOUNG_FOR);
         now + if is_young { YOUNG_CLAIM_PAUSE } else { CLAIM_PAUSE }
     }
 
@@ -95,9 +95,9 @@ impl Sips {
         self.next.filter(|_| self.is_awaited)
     }
 
-    /// As after many good answers.
+    /// As after many good answers, of a process that is not young.
     #[cfg(test)]
-    pub fn wide() -> Self {
-        Self { sizes: [LANES.1; Class::COUNT], ..Self::default() }
+    pub fn wide(now: Instant) -> Self {
+        Self { sizes: [LANES.1; Class::COUNT], young_until: Some(now), ..Self::default() }
     }
 }

@@ -212,14 +212,14 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
         assert_eq!(bench.start(), [1]);
         bench.later(MS);
         bench.finish(1, Verdict::Failing);
-        bench.later(100 * MS);
+        bench.later(20 * MS);
     };
     (0..5).for_each(|_| fail(&mut bench));
     for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
         // Until the pause is over nothing is claimed.
         assert!(bench.plan().is_empty());
         let due = bench.lanes.next_due(bench.now).unwrap();
-        assert_eq!(due + 100 * MS, bench.now + pause * SECOND);
+        assert_eq!(due + 20 * MS, bench.now + pause * SECOND);
         assert_eq!(bench.fill(1, 1), 0);
         bench.now = due;
         assert_eq!(bench.width(1), 1, "one probe");

@@ -61,18 +61,16 @@ impl Bench {
     }
 
     fn within(limits: Limits) -> Self {
-        Self {
-            lanes: Lanes::new(limits),
-            now: Instant::now(),
-            under_way: Vec::new(),
-            revision: 0,
-            sips: false,
-        }
+        let (mut lanes, now) = (Lanes::new(limits), Instant::now());
+        lanes.sips = Sips::wide(now);
+        Self { lanes, now, under_way: Vec::new(), revision: 0, sips: false }
     }
 
-    /// Where requests begin in sips, as they do.
+    /// Where requests begin in sips, as they do, in a young process.
     fn sipping() -> Self {
-        Self { sips: true, ..Self::new() }
+        let mut bench = Self { sips: true, ..Self::new() };
+        bench.lanes.sips = Sips::default();
+        bench
     }
 
     /// Reserves and pushes as many as are granted.
@@ -87,7 +85,7 @@ impl Bench {
     /// Starts what can be started; tells of which lanes.
     fn start(&mut self) -> Vec<u128> {
         if !self.sips {
-            self.lanes.sips = Sips::wide();
+            self.lanes.sips = Sips::wide(self.now);
         }
         let mut started = Vec::new();
         while let Some((delivery, slot)) = self.lanes.start_next(self.now) {
