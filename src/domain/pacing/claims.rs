@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Held, Lanes, Limits,
-    lane::{Class, Lane, Wait},
+    lane::{Class, Lane, Source, Wait},
     rings::Ring,
 };
 use crate::domain::{ApplicationId, LaneId};
@@ -216,6 +216,9 @@ impl<T: Held> Lanes<T> {
             }
             lane.due = None;
             lane.is_claiming = true;
+            if class != Class::Proven {
+                lane.source = Source::Sip;
+            }
             lane.reserved += quota;
             lane.mark = lane.mark.filter(|&(_, set_at)| now < set_at + MARK_AGE_MAX);
             let (mark, taken_until) = (lane.mark.map(|(mark, _)| mark), lane.taken_until(now));

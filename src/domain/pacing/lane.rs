@@ -42,6 +42,15 @@ pub enum Wait {
     Turn(Turn, Instant),
 }
 
+/// How a lane came to be tried that is not proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Its deliveries were born claimed, as far as is known.
+    Born,
+    /// It was claimed from in a sip.
+    Sip,
+}
+
 /// A lane, as this process knows it.
 #[derive(Debug)]
 pub struct Lane<T> {
@@ -77,6 +86,7 @@ pub struct Lane<T> {
     pub bytes: usize,
     /// When its work in the database is due, as far as is known.
     pub due: Option<Instant>,
+    pub source: Source,
     /// A claim that names it is under way; what is noted as due meanwhile is kept for after.
     pub is_claiming: bool,
     /// Its turn to start a request.
@@ -116,6 +126,7 @@ impl<T> Lane<T> {
             queued: VecDeque::new(),
             bytes: 0,
             due: None,
+            source: Source::Born,
             is_claiming: false,
             turn: None,
             wait: Wait::No,
@@ -208,6 +219,7 @@ impl<T> Lane<T> {
             return;
         }
         self.class = Class::Proven;
+        self.source = Source::Born;
         let has_more = !self.queued.is_empty() || self.due.is_some_and(|due| due <= now);
         if was_full && has_more {
             self.window = (self.window * 2).min(limits.lane_in_flight_max);

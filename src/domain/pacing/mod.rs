@@ -251,12 +251,16 @@ impl<T: Held> Lanes<T> {
     ) -> Vec<T> {
         let Some(began) = self.slots.end(slot) else { return Vec::new() };
         let (is_calm, limits) = (self.is_calm(), self.limits);
-        let before = self.by_id.get(&id).map(|lane| lane.class);
+        let before = self.by_id.get(&id).map(|lane| (lane.class, lane.source));
         let conclude =
             |lane: &mut Lane<T>| lane.conclude(verdict, began, now, jitter, (&limits, is_calm));
         let Some(change) = self.change(id, conclude) else { return Vec::new() };
-        if let Some(before) = before {
-            self.sips.learn(before, verdict == Verdict::Healthy);
+        match before {
+            Some((class, source)) if verdict == Verdict::Healthy => {
+                self.sips.answered(class, source);
+            }
+            Some((class, _)) => self.sips.failed(class),
+            None => {}
         }
         if change.is_news {
             self.news.insert(id);
@@ -279,7 +283,7 @@ impl<T: Held> Lanes<T> {
             }
             self.change(id, Lane::hang);
             has_demoted = true;
-            self.sips.learn(before, false);
+            self.sips.failed(before);
             let spare = self.spare();
             let lane = &self.by_id[&id];
             let kept = lane.width(&self.limits, spare).saturating_sub(lane.in_flight);

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::lane::Class;
+use super::lane::{Class, Source};
 
-/// Lanes of one sip of a class: few at first, and while its lanes do not answer well; more, by one
-/// for each that does.
+/// Lanes of one sip of a class: few at first, and while those of the sips before do not answer well;
+/// more, by one for each that does.
 const LANES: (usize, usize) = (4, 128);
 /// The time between two sips of requests.
 const SIP_PAUSE: Duration = Duration::from_millis(10);
@@ -58,10 +58,22 @@ impl Sips {
         now + if is_young { YOUNG_CLAIM_PAUSE } else { CLAIM_PAUSE }
     }
 
-    /// Learns from an answer of a lane that was of this class, or from its absence.
-    pub fn learn(&mut self, class: Class, is_well: bool) {
+    /// Learns from a good answer of a lane that was of this class. Of the unproven those count that were
+    /// claimed from in a sip: who was born claimed says nothing of those who wait to be.
+    pub fn answered(&mut self, class: Class, source: Source) {
+        if source == Source::Sip || class != Class::Unproven {
+            self.resize(class, |size| size + 1);
+        }
+    }
+
+    /// Learns from another answer of a lane that was of this class, or from its absence.
+    pub fn failed(&mut self, class: Class) {
+        self.resize(class, |size| size / 2);
+    }
+
+    fn resize(&mut self, class: Class, resized: impl Fn(usize) -> usize) {
         let size = &mut self.sizes[class as usize];
-        *size = if is_well { *size + 1 } else { *size / 2 }.clamp(LANES.0, LANES.1);
+        *size = resized(*size).clamp(LANES.0, LANES.1);
     }
 
     /// Says that all that can begin begins now: nobody waits so far.

@@ -51,9 +51,15 @@ fn the_unproven_and_the_suspect_are_claimed_from_in_sips() {
     bench.due(100);
     assert_eq!(bench.plan(), [(100, 20)], "the proven wait for no sip");
     bench.later(100 * MS);
-    assert_eq!(bench.plan().len(), 5, "one has proven well");
+    let plan = bench.lanes.plan_claim(bench.now, 16, 32);
+    assert_eq!(plan.len(), 4, "the answer of one that was born claimed makes them no larger");
+    let got = Claimed { taken: 1, bytes: 10, ..Claimed::default() };
+    bench.lanes.settle_claim(&plan[0], &got, bench.now);
+    bench.lanes.push(Delivery(plan[0].lane, None), bench.now).unwrap();
+    let [of_the_sip] = bench.start()[..] else { panic!("nothing else waits") };
+    bench.finish(of_the_sip, Verdict::Healthy);
     bench.later(1_899 * MS);
-    assert_eq!(bench.plan().len(), 5);
+    assert_eq!(bench.plan().len(), 6, "five, and the one of the sip that has answered well");
     assert_eq!(
         bench.lanes.next_due(bench.now),
         Some(bench.now + 100 * MS),
@@ -82,6 +88,22 @@ fn requests_of_suspects_begin_in_sips() {
     bench.later(10 * MS);
     assert_eq!(bench.start(), [10]);
     assert_eq!(bench.lanes.next_start(), None, "nobody waits");
+}
+
+#[test]
+fn suspects_that_answer_are_sent_to_in_larger_sips() {
+    let mut bench = Bench::sipping();
+    for n in 1..=10 {
+        bench.fill(n, 2);
+    }
+    bench.start();
+    for n in 1..=10 {
+        bench.finish(n, Verdict::Failing);
+    }
+    assert_eq!(bench.start(), [1, 2, 3, 4]);
+    bench.finish(1, Verdict::Healthy);
+    bench.later(10 * MS);
+    assert_eq!(bench.start(), [5, 6, 7, 8, 9], "though none was claimed from");
 }
 
 #[test]
