@@ -33,11 +33,11 @@ use crate::{
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
 
-/// Connections for reading, and for claiming and keeping house. The batcher, the mover and the
-/// recorder have one each: a pool hands its connections out in turn, and ten backends that take turns keep none
+/// Connections for reading, and for keeping house. The batcher, the mover, the recorder and the claimer
+/// have one each: a pool hands its connections out in turn, and ten backends that take turns keep none
 /// of their caches warm.
 const API_CONNECTIONS_MAX: u32 = 8;
-const WORKER_CONNECTIONS_MAX: u32 = 6;
+const WORKER_CONNECTIONS_MAX: u32 = 5;
 /// Connections of what is done for the CMS, if there is one.
 const CMS_CONNECTIONS_MAX: u32 = 2;
 /// How long the start waits for a database that is starting itself.
@@ -348,6 +348,7 @@ async fn start_worker(
             let client = Client::new(client, &resolver(&dns_servers))?;
             let stores = Stores {
                 recorder: telling(Store::connect_lazy(options.clone(), 1), cms.as_deref()),
+                claimer: Store::connect_lazy(options.clone(), 1),
                 others: telling(
                     Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
                     cms.as_deref(),

@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, bounded,
+    PLANS, Store, StoreError, bounded,
     dispatchers::DispatcherId,
     idempotency::{Reservation, Standing, reserve},
     targets::{NewTargetSettings, insert_targets},
@@ -119,7 +119,10 @@ impl Store {
     /// Opens the connection and has Postgres plan the statement that stores events, so that the first
     /// events after a start do not wait for that. Changes nothing.
     pub async fn prepare_to_store(&self) -> Result<(), StoreError> {
-        Box::pin(self.store_events(&[])).await.map(drop)
+        for _ in 0..PLANS {
+            Box::pin(self.store_events(&[])).await?;
+        }
+        Ok(())
     }
 
     /// Which of these events are stored: asked after a commit whose answer was lost.

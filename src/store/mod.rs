@@ -60,6 +60,10 @@ use self::{applications::ApplicationName, pool::Pool};
 /// given up, since the network may have swallowed it.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// So often a statement runs before Postgres has the plan that it keeps: it makes one of its own for
+/// each of the first five.
+const PLANS: usize = 6;
+
 /// How long it may take to find out whether the database serves: who asks is about to decide.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 

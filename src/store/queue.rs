@@ -20,7 +20,7 @@ pub use super::claim::{
     AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
 use super::{
-    Store, StoreError, bounded,
+    PLANS, Store, StoreError, bounded,
     claim::LimitColumns,
     dispatchers::DispatcherId,
     ending::{from_queue, taken_die, taken_end, told, told_to_cms},
@@ -125,6 +125,20 @@ impl Store {
             Ok(rows)
         })
         .await
+    }
+
+    /// Opens the connection and has Postgres plan what claiming takes, so that the first claims after a
+    /// start do not wait for that, and nobody else for them. Changes nothing.
+    pub async fn prepare_to_claim(&self) -> Result<(), StoreError> {
+        let nobody = DispatcherId::from_raw(0);
+        for _ in 0..PLANS {
+            self.claim_due(nobody, &[], Duration::ZERO).await?;
+            self.payloads(&[]).await?;
+            self.prepare_changes().await?;
+            self.lane_heads(nobody, None, 1).await?;
+            self.next_due(nobody, &[]).await?;
+        }
+        Ok(())
     }
 
     /// Reads payloads. An event whose payload is gone is missing from the answer.

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use chrono::{DateTime, Utc};
 
 use super::{
-    Store, StoreError, bounded,
+    PLANS, Store, StoreError, bounded,
     dispatchers::DispatcherId,
     ending::{told, told_to_cms},
     queue::{AttemptRecord, Finished, Next, Recorded},
@@ -45,7 +45,10 @@ impl Store {
     /// Opens the connection and has Postgres plan the statement that records results, so that the first
     /// ones after a start do not wait for that. Changes nothing.
     pub async fn prepare_to_record(&self) -> Result<(), StoreError> {
-        Box::pin(self.record_scheduled(&[])).await.map(drop)
+        for _ in 0..PLANS {
+            Box::pin(self.record_scheduled(&[])).await?;
+        }
+        Ok(())
     }
 
     async fn record_scheduled(&self, finished: &[&Finished]) -> Result<usize, StoreError> {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
@@ -44,6 +45,13 @@ struct ApplicationRow {
     uid: String,
     allowed_hosts: Option<Vec<String>>,
     has_many: bool,
+}
+
+/// What has changed, of each application.
+#[derive(Default)]
+struct Changed {
+    subscriptions: HashMap<Uuid, Vec<SubscriptionRow>>,
+    keys: HashMap<Uuid, Vec<SigningKeyRow>>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -90,40 +98,11 @@ impl Store {
             let is_read = |row: &&ApplicationRow| row.routing_version != row.known && !row.has_many;
             let (ids, versions): (Vec<Uuid>, Vec<i64>) =
                 rows.iter().filter(is_read).map(|row| (row.application_id, row.known)).unzip();
-            let mut subscriptions: HashMap<Uuid, Vec<SubscriptionRow>> = HashMap::new();
-            let mut keys: HashMap<Uuid, Vec<SigningKeyRow>> = HashMap::new();
-            if !ids.is_empty() {
-                let read: Vec<Of<SubscriptionRow>> = sqlx::query_as(current_subscriptions!(
-                    "join unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
-                         on w.application_id = s.application_id
-                     where s.routing_version > w.known and (w.known > 0 or s.deleted_at is null)"
-                ))
-                .bind(&ids)
-                .bind(&versions)
-                .fetch_all(&mut *connection)
-                .await?;
-                let changed: Vec<Uuid> = read.iter().map(|one| one.row.id().uuid()).collect();
-                for one in read {
-                    subscriptions.entry(one.application_id).or_default().push(one.row);
-                }
-                let read: Vec<Of<SigningKeyRow>> = sqlx::query_as(
-                    "select k.application_id, k.signing_key_id, k.subscription_id, k.sealed,
-                            k.retires_at
-                     from unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
-                     join signing_key k using (application_id)
-                     where (w.known = 0 or k.subscription_id is null or k.subscription_id = any($3))
-                       and (k.retires_at is null or k.retires_at > now())
-                     order by k.retires_at is not null, k.signing_key_id desc",
-                )
-                .bind(&ids)
-                .bind(&versions)
-                .bind(changed)
-                .fetch_all(&mut *connection)
-                .await?;
-                for one in read {
-                    keys.entry(one.application_id).or_default().push(one.row);
-                }
-            }
+            let Changed { mut subscriptions, mut keys } = if ids.is_empty() {
+                Changed::default()
+            } else {
+                changed(&mut connection, &ids, &versions).await?
+            };
             let found = rows.into_iter().map(|row| {
                 let id = row.application_id;
                 let found = if row.has_many {
@@ -143,4 +122,53 @@ impl Store {
         })
         .await
     }
+
+    /// Has Postgres plan what [`Self::changes_since`] asks. Changes nothing.
+    pub(super) async fn prepare_changes(&self) -> Result<(), StoreError> {
+        self.changes_since(&[], 1).await?;
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            changed(&mut connection, &[], &[]).await.map(drop)
+        })
+        .await
+    }
+}
+
+/// The subscriptions of these applications that have changed since these versions, and the keys.
+async fn changed(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+    versions: &[i64],
+) -> Result<Changed, StoreError> {
+    let mut changed = Changed::default();
+    let read: Vec<Of<SubscriptionRow>> = sqlx::query_as(current_subscriptions!(
+        "join unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
+             on w.application_id = s.application_id
+         where s.routing_version > w.known and (w.known > 0 or s.deleted_at is null)"
+    ))
+    .bind(ids)
+    .bind(versions)
+    .fetch_all(&mut *connection)
+    .await?;
+    let read_ids: Vec<Uuid> = read.iter().map(|one| one.row.id().uuid()).collect();
+    for one in read {
+        changed.subscriptions.entry(one.application_id).or_default().push(one.row);
+    }
+    let read: Vec<Of<SigningKeyRow>> = sqlx::query_as(
+        "select k.application_id, k.signing_key_id, k.subscription_id, k.sealed, k.retires_at
+         from unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
+         join signing_key k using (application_id)
+         where (w.known = 0 or k.subscription_id is null or k.subscription_id = any($3))
+           and (k.retires_at is null or k.retires_at > now())
+         order by k.retires_at is not null, k.signing_key_id desc",
+    )
+    .bind(ids)
+    .bind(versions)
+    .bind(read_ids)
+    .fetch_all(&mut *connection)
+    .await?;
+    for one in read {
+        changed.keys.entry(one.application_id).or_default().push(one.row);
+    }
+    Ok(changed)
 }

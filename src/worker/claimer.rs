@@ -19,7 +19,7 @@ use crate::{
         pacing::{Claimed, DUE_HORIZON, LaneQuota},
     },
     store::{
-        StoreError,
+        Store, StoreError,
         dispatchers::DispatcherId,
         queue::{Claim, ClaimToken, ClaimedRow, LaneHead, Release},
     },
@@ -46,6 +46,8 @@ const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration
 
 struct Claimer {
     shared: Arc<Shared>,
+    /// Its own connection. What is told to the database beside claims goes by the shared ones.
+    store: Store,
     /// Where the last look through the queue ended; `None` begins anew.
     cursor: Option<LaneId>,
     last_look: Instant,
@@ -55,10 +57,11 @@ struct Claimer {
 }
 
 /// Claims until the end.
-pub async fn run(shared: Arc<Shared>) {
+pub async fn run(shared: Arc<Shared>, store: Store) {
     let now = Instant::now();
     let mut claimer = Claimer {
         shared,
+        store,
         cursor: None,
         last_look: now,
         next_look: now,
@@ -138,7 +141,7 @@ impl Claimer {
     /// Looks through the queue for lanes with work, due or to come.
     async fn look(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
         for _ in 0..PAGES_PER_LOOK {
-            let heads = self.shared.store.lane_heads(owner, self.cursor, LANES_PER_PAGE).await?;
+            let heads = self.store.lane_heads(owner, self.cursor, LANES_PER_PAGE).await?;
             let now = Instant::now();
             let mut lanes = self.shared.handover.lanes();
             for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
@@ -171,7 +174,7 @@ impl Claimer {
                 return Ok(());
             }
             let age_max = self.shared.settings.delivery_age_max;
-            let rows = match self.shared.store.claim_due(owner, &plan, age_max).await {
+            let rows = match self.store.claim_due(owner, &plan, age_max).await {
                 Ok(rows) => rows,
                 Err(error) => {
                     // If rows were claimed all the same, the reconciliation finds them.
@@ -228,7 +231,7 @@ impl Claimer {
         if lanes.is_empty() {
             return Ok(());
         }
-        let heads = self.shared.store.next_due(owner, lanes).await?;
+        let heads = self.store.next_due(owner, lanes).await?;
         let now = Instant::now();
         let mut desk = self.shared.handover.lanes();
         for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
@@ -319,20 +322,17 @@ impl Claimer {
         let mut events: Vec<EventId> = rows.iter().map(ClaimedRow::event_id).collect();
         events.sort_unstable();
         events.dedup();
-        // Else each would ask for its application by itself.
-        let applications: HashSet<ApplicationId> =
-            rows.iter().map(ClaimedRow::application).collect();
-        let (payloads, ()) = tokio::join!(
-            self.shared.store.payloads(&events),
-            self.shared.routes.prepare(&self.shared.store, applications),
-        );
-        let payloads: HashMap<_, _> = match payloads {
+        let payloads: HashMap<_, _> = match self.store.payloads(&events).await {
             Ok(payloads) => payloads.into_iter().collect(),
             Err(error) => {
                 self.put_back(rows, owner);
                 return Err(error);
             }
         };
+        // Else each would ask for its application by itself.
+        let applications: HashSet<ApplicationId> =
+            rows.iter().map(ClaimedRow::application).collect();
+        self.shared.routes.prepare(&self.store, applications).await;
         let keys = self.shared.routes.sealing();
         let (mut claims, mut unsendable): (Vec<Claim>, Vec<ClaimedRow>) = (Vec::new(), Vec::new());
         for row in rows {

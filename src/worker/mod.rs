@@ -94,6 +94,9 @@ pub struct WorkerSettings {
 pub struct Stores {
     /// The recorder's own: its one statement runs on one warm backend.
     pub recorder: Store,
+    /// The claimer's own, for the same reason: on any of the others' connections a claim would be the
+    /// first one of its backend for a while, and take ten times as long.
+    pub claimer: Store,
     /// Everybody else's.
     pub others: Store,
 }
@@ -157,8 +160,9 @@ impl Worker {
         settings: WorkerSettings,
         failed: &CancellationToken,
     ) -> Result<Self, StoreError> {
-        let Stores { recorder: recorder_store, others: store } = stores;
+        let Stores { recorder: recorder_store, claimer: claimer_store, others: store } = stores;
         recorder_store.prepare_to_record().await?;
+        claimer_store.prepare_to_claim().await?;
         let began = Instant::now();
         let owner = store.register_dispatcher().await?;
         tracing::info!(dispatcher = owner.get(), "registered");
@@ -188,7 +192,7 @@ impl Worker {
         let heard = health::at_start(&shared).await?;
 
         let (loops, stop) = (TaskTracker::new(), &shared.stop);
-        loops.spawn(watched("claimer", claimer::run(shared.clone()), stop, failed));
+        loops.spawn(watched("claimer", claimer::run(shared.clone(), claimer_store), stop, failed));
         loops.spawn(watched("starter", executor::run(shared.clone()), stop, failed));
         loops.spawn(watched("watch", executor::watch(shared.clone()), stop, failed));
         loops.spawn(watched("health", health::run(shared.clone(), heard), stop, failed));

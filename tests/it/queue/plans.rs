@@ -41,3 +41,31 @@ async fn what_is_done_for_few_keeps_its_plan() {
         assert_eq!((*made, *kept), (5, 3), "{word}");
     }
 }
+
+/// Catches: the first claims after a start, which wait until Postgres has planned each of their
+/// statements some times.
+#[tokio::test]
+async fn what_a_claim_takes_is_planned_before_the_first() {
+    let database = TestDatabase::new().await;
+    let store = Store::connect_lazy(database.options.clone(), 1);
+    store.prepare_to_claim().await.unwrap();
+    let plans: Vec<(String, i64)> = sqlx::query_as(
+        "select statement, custom_plans + generic_plans from pg_prepared_statements",
+    )
+    .fetch_all(store.pool())
+    .await
+    .unwrap();
+    let words = [
+        "for no key update skip locked",
+        "from event_payload",
+        "a.routing_version <>",
+        "on w.application_id = s.application_id",
+        "join signing_key",
+        "with recursive head",
+        "as lanes(lane_id, mark)",
+    ];
+    for word in words {
+        let (_, runs) = plans.iter().find(|(text, _)| text.contains(word)).expect(word);
+        assert_eq!(*runs, 6, "{word}");
+    }
+}
