@@ -32,6 +32,7 @@ mod jobs;
 pub mod lane_health;
 pub mod notify;
 pub mod outbox;
+pub mod owned;
 pub mod parking;
 pub mod partitions;
 pub mod payload_retention;

@@ -67,21 +67,6 @@ impl LaneHead {
     }
 }
 
-/// A row that a process owns.
-#[derive(Debug, sqlx::FromRow)]
-pub struct OwnedRow {
-    delivery_id: Uuid,
-    /// The claim's number.
-    pub claim_number: i32,
-}
-
-impl OwnedRow {
-    /// The delivery.
-    pub fn delivery_id(&self) -> DeliveryId {
-        DeliveryId::from_uuid(self.delivery_id)
-    }
-}
-
 /// What releasing the rows of dead processes came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
 pub struct Orphans {
@@ -251,19 +236,6 @@ impl Store {
                 .bind(self.cms())
                 .fetch_one(&self.pool)
                 .await?)
-        })
-        .await
-    }
-
-    /// Lists what a process owns, to be compared with what it knows of.
-    pub async fn owned_rows(&self, owner: DispatcherId) -> Result<Vec<OwnedRow>, StoreError> {
-        bounded(async {
-            Ok(sqlx::query_as(
-                "select delivery_id, claim_number from delivery_queue where owner = $1",
-            )
-            .bind(owner)
-            .fetch_all(&self.pool)
-            .await?)
         })
         .await
     }

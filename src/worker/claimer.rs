@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,6 +42,10 @@ const PAGES_PER_LOOK: usize = 10;
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two comparisons of what we own with what we know.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
+/// How many pages of the queue are compared at a time, and the least pause between two such parts. All
+/// of a long queue at once would keep Postgres busy for as long as others then wait.
+const PAGES_PER_PART: i64 = 500;
+const PART_PAUSE: Duration = Duration::from_millis(20);
 /// The first pause after a failed round; it doubles up to the second value.
 const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -53,6 +58,8 @@ struct Claimer {
     last_look: Instant,
     next_look: Instant,
     next_reconciliation: Instant,
+    /// The pages of the queue that the comparison under way has not come to.
+    uncompared: Range<i64>,
     outage_pause: Duration,
 }
 
@@ -66,6 +73,7 @@ pub async fn run(shared: Arc<Shared>, store: Store) {
         last_look: now,
         next_look: now,
         next_reconciliation: now + RECONCILE_INTERVAL,
+        uncompared: 0..0,
         outage_pause: OUTAGE_PAUSE.0,
     };
     while claimer.wait().await {
@@ -131,9 +139,12 @@ impl Claimer {
             let began = Instant::now();
             if let Err(error) = self.reconcile(owner).await {
                 tracing::warn!(%error, "what is owned could not be compared with what is known");
+                self.uncompared = 0..0;
             }
-            // It reads the whole queue: the longer that takes, the rarer it is done.
-            self.next_reconciliation = Instant::now() + RECONCILE_INTERVAL + began.elapsed() * 9;
+            let is_done = self.uncompared.is_empty();
+            let pause = if is_done { RECONCILE_INTERVAL } else { PART_PAUSE };
+            // It comes to read the whole queue: the longer that takes, the rarer it is done.
+            self.next_reconciliation = Instant::now() + pause + began.elapsed() * 9;
         }
         Ok(())
     }
@@ -369,9 +380,15 @@ impl Claimer {
     }
 
     /// Releases rows that the database says are ours and that we do not know: commits and claims
-    /// whose answer was lost.
-    async fn reconcile(&self, owner: DispatcherId) -> Result<(), StoreError> {
-        let rows = self.shared.store.owned_rows(owner).await?;
+    /// whose answer was lost. Of the next pages of the queue: a row that moves out of them meanwhile is
+    /// found the next time.
+    async fn reconcile(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
+        if self.uncompared.is_empty() {
+            self.uncompared = 0..self.store.queue_pages().await?;
+        }
+        let part_end = self.uncompared.end.min(self.uncompared.start + PAGES_PER_PART);
+        let rows = self.store.owned_rows(owner, self.uncompared.start..part_end).await?;
+        self.uncompared.start = part_end;
         let unknown: Vec<_> = rows
             .into_iter()
             .filter_map(|row| {

@@ -32,8 +32,11 @@ const JOINED_AFTER: Duration = FENCED_AFTER;
 /// How often rows without a living owner are looked for, even if nobody died: a process may have
 /// inserted some after it was buried.
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(10);
-/// How many orphans one statement releases.
-const ORPHANS_MAX: i64 = 5_000;
+/// How many orphans one statement releases, and the least time between two; the time that one took, if
+/// that is longer. All that a process held in one statement kept Postgres busy for a fifth of a second,
+/// and the others waiting.
+const ORPHANS_MAX: i64 = 500;
+const ORPHANS_PAUSE: Duration = Duration::from_millis(10);
 
 // A fenced process has stopped starting requests before it can count as dead.
 const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
@@ -147,26 +150,30 @@ pub async fn sweep(shared: Arc<Shared>) {
 
 /// Gives back the rows of processes that are gone, in bounded statements.
 async fn release_orphans(shared: &Shared) {
-    while !shared.stop.is_cancelled() {
+    let (mut released, mut buried) = (0, 0);
+    loop {
+        let began = Instant::now();
         match shared.store.release_orphans(ORPHANS_MAX).await {
             Ok(orphans) => {
-                if orphans.released + orphans.buried > 0 {
-                    tracing::warn!(
-                        released = orphans.released,
-                        buried = orphans.buried,
-                        "deliveries of dead processes were given back"
-                    );
-                    // They may lie below a low-water mark, and name no lane.
-                    shared.look_now.notify_one();
-                }
+                released += orphans.released;
+                buried += orphans.buried;
                 if orphans.released + orphans.buried < ORPHANS_MAX {
-                    return;
+                    break;
                 }
             }
             Err(error) => {
                 tracing::warn!(%error, "deliveries of dead processes wait to be given back");
-                return;
+                break;
             }
         }
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            () = tokio::time::sleep(began.elapsed().max(ORPHANS_PAUSE)) => {}
+        }
+    }
+    if released + buried > 0 {
+        tracing::warn!(released, buried, "deliveries of dead processes were given back");
+        // They may lie below a low-water mark, and name no lane.
+        shared.look_now.notify_one();
     }
 }

@@ -262,9 +262,12 @@ async fn what_a_process_owns_can_be_compared_with_what_it_knows() {
     let born = bench.insert(Some(bench.me)).await;
     bench.insert(None).await;
     let claimed = only(bench.claim(bench.me, 10).await);
+    let pages = bench.store.queue_pages().await.unwrap();
+    let beyond = bench.store.owned_rows(bench.me, pages..pages + 1).await.unwrap();
+    assert!(beyond.is_empty(), "{pages}");
     let mut owned: Vec<_> = bench
         .store
-        .owned_rows(bench.me)
+        .owned_rows(bench.me, 0..pages)
         .await
         .unwrap()
         .iter()
