@@ -120,7 +120,7 @@ impl App {
             // The lock on the data folder proves it: whoever is registered is dead. So what they
             // held is released now, and not after some seconds of silence.
             store.unregister_all_dispatchers().await?;
-            while store.release_orphans(5_000).await?.released > 0 {}
+            store.release_all_orphans().await?;
         }
         if config.role != Role::Worker {
             ingest_store.prepare_to_store().await?;

@@ -19,19 +19,11 @@ use uuid::Uuid;
 pub use super::claim::{
     AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
-use super::{
-    PLANS, Store, StoreError, bounded,
-    claim::LimitColumns,
-    dispatchers::DispatcherId,
-    ending::{from_queue, taken_die, taken_end, told, told_to_cms},
-};
+use super::{PLANS, Store, StoreError, bounded, claim::LimitColumns, dispatchers::DispatcherId};
 use crate::domain::{
     ApplicationId, DeliveryId, EventId, LaneId, LaneLimit,
     pacing::{HORIZON, LaneQuota},
 };
-
-/// How many leases may be lost in a row before a delivery is dead.
-pub const INTERRUPTIONS_MAX: i16 = 20;
 
 /// A lane that has work in the database.
 #[derive(Debug, sqlx::FromRow)]
@@ -65,15 +57,6 @@ impl LaneHead {
     pub fn due_in(&self) -> Duration {
         Duration::from_millis(self.due_in_ms.max(0).unsigned_abs())
     }
-}
-
-/// What releasing the rows of dead processes came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
-pub struct Orphans {
-    /// Rows that may be claimed again.
-    pub released: i64,
-    /// Rows that died as `interrupted`.
-    pub buried: i64,
 }
 
 impl Store {
@@ -222,20 +205,6 @@ impl Store {
             .execute(&self.pool)
             .await?;
             Ok(released.rows_affected())
-        })
-        .await
-    }
-
-    /// Gives up to `rows_max` rows back whose owner is no running process. Each counts as a lost
-    /// lease; after [`INTERRUPTIONS_MAX`] in a row the delivery is dead.
-    pub async fn release_orphans(&self, rows_max: i64) -> Result<Orphans, StoreError> {
-        bounded(async {
-            Ok(sqlx::query_as(RELEASE_ORPHANS)
-                .bind(rows_max)
-                .bind(INTERRUPTIONS_MAX)
-                .bind(self.cms())
-                .fetch_one(&self.pool)
-                .await?)
         })
         .await
     }
@@ -410,35 +379,6 @@ const NEXT_DUE: &str = concat!(
         order by q.lane_id, q.due_at limit 1
     ) as head ",
     limit_of!("lanes.lane_id", "$3", "$4")
-);
-
-const RELEASE_ORPHANS: &str = concat!(
-    "with orphan as (
-        select q.ctid as place, interruption_count + 1 as interruptions
-        from delivery_queue q
-        where owner is not null
-          and not exists (select from dispatcher d where d.dispatcher_id = q.owner)
-        limit $1
-        for update skip locked
-    ),
-    released as (
-        update delivery_queue q
-        set owner = null, due_at = now(), interruption_count = orphan.interruptions
-        from orphan
-        where q.ctid = orphan.place and orphan.interruptions < $2
-        returning q.delivery_id
-    ),
-    taken as (
-        delete from delivery_queue q using orphan
-        where q.ctid = orphan.place and orphan.interruptions >= $2
-        ",
-    from_queue!(),
-    "
-    ),
-    ",
-    taken_die!("interrupted", "$3"),
-    "
-    select (select count(*) from released) as released, (select count(*) from taken) as buried"
 );
 
 /// A duration as Postgres takes it.

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     ending::{from_parked, from_queue, taken_end, told, told_to_cms},
-    queue::{Finished, INTERRUPTIONS_MAX},
+    owned::INTERRUPTIONS_MAX,
+    queue::Finished,
     record::{Columns, result_rows},
 };
 use crate::domain::{ApplicationId, DeliveryId, LaneId};

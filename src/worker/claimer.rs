@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::Range,
+    mem,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use crate::{
     store::{
         Store, StoreError,
         dispatchers::DispatcherId,
+        owned::Pages,
         queue::{Claim, ClaimToken, ClaimedRow, LaneHead, Release},
     },
     telemetry,
@@ -34,17 +35,15 @@ const ROWS_PER_CLAIM: usize = 500;
 const PAYLOAD_BYTES_PER_READ: usize = 8 * 1024 * 1024;
 /// The pause between two rounds, so that claims gather and do not come row by row.
 const ROUND_PAUSE: Duration = Duration::from_millis(1);
-/// Lanes of one page when the queue is looked through, and pages of one look. What is beyond is
-/// seen by the next look, which goes on where this one ended.
-const LANES_PER_PAGE: i64 = 200;
-const PAGES_PER_LOOK: usize = 10;
+/// Lanes of one page when the queue is looked through, and the pause before the next page: a page takes
+/// Postgres a millisecond, and many at once would hold up the others.
+const LANES_PER_PAGE: i64 = 50;
+const PAGE_PAUSE: Duration = Duration::from_millis(3);
 /// The shortest time between two looks, however often something new is told of.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two comparisons of what we own with what we know.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
-/// How many pages of the queue are compared at a time, and the least pause between two such parts. All
-/// of a long queue at once would keep Postgres busy for as long as others then wait.
-const PAGES_PER_PART: i64 = 500;
+/// The least pause between two parts of a comparison.
 const PART_PAUSE: Duration = Duration::from_millis(20);
 /// The first pause after a failed round; it doubles up to the second value.
 const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
@@ -53,13 +52,15 @@ struct Claimer {
     shared: Arc<Shared>,
     /// Its own connection. What is told to the database beside claims goes by the shared ones.
     store: Store,
-    /// Where the last look through the queue ended; `None` begins anew.
+    /// Where the look through the queue that is under way has come to; `None` begins anew.
     cursor: Option<LaneId>,
+    /// Another one was asked for meanwhile.
+    looks_again: bool,
     last_look: Instant,
     next_look: Instant,
     next_reconciliation: Instant,
     /// The pages of the queue that the comparison under way has not come to.
-    uncompared: Range<i64>,
+    uncompared: Pages,
     outage_pause: Duration,
 }
 
@@ -70,10 +71,11 @@ pub async fn run(shared: Arc<Shared>, store: Store) {
         shared,
         store,
         cursor: None,
+        looks_again: false,
         last_look: now,
         next_look: now,
         next_reconciliation: now + RECONCILE_INTERVAL,
-        uncompared: 0..0,
+        uncompared: Pages::DONE,
         outage_pause: OUTAGE_PAUSE.0,
     };
     while claimer.wait().await {
@@ -109,10 +111,14 @@ impl Claimer {
         tokio::select! {
             biased;
             () = self.shared.stop.cancelled() => return false,
-            // The look goes on where the last one ended: were it to begin anew each time, the lanes
-            // at the end would never be seen.
+            // One under way goes on: were it to begin anew each time, the lanes at the end would never
+            // be seen.
             () = self.shared.look_now.notified() => {
-                self.next_look = self.next_look.min(self.last_look + LOOK_PAUSE);
+                if self.cursor.is_some() {
+                    self.looks_again = true;
+                } else {
+                    self.next_look = self.next_look.min(self.last_look + LOOK_PAUSE);
+                }
             }
             () = self.shared.handover.claimable() => {}
             () = tokio::time::sleep_until(until.into()) => {}
@@ -130,16 +136,21 @@ impl Claimer {
         if self.next_look <= Instant::now() {
             self.look(owner).await?;
             self.last_look = Instant::now();
-            let pause = self.shared.settings.poll_interval;
-            let is_done = self.cursor.is_none();
-            self.next_look = self.last_look + if is_done { pause } else { LOOK_PAUSE.min(pause) };
+            self.next_look = self.last_look
+                + if self.cursor.is_some() {
+                    PAGE_PAUSE
+                } else if mem::take(&mut self.looks_again) {
+                    LOOK_PAUSE
+                } else {
+                    self.shared.settings.poll_interval
+                };
         }
         self.claim(owner).await?;
         if self.next_reconciliation <= Instant::now() {
             let began = Instant::now();
             if let Err(error) = self.reconcile(owner).await {
                 tracing::warn!(%error, "what is owned could not be compared with what is known");
-                self.uncompared = 0..0;
+                self.uncompared = Pages::DONE;
             }
             let is_done = self.uncompared.is_empty();
             let pause = if is_done { RECONCILE_INTERVAL } else { PART_PAUSE };
@@ -149,26 +160,20 @@ impl Claimer {
         Ok(())
     }
 
-    /// Looks through the queue for lanes with work, due or to come.
+    /// Looks at the next page of the queue for lanes with work, due or to come.
     async fn look(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
-        for _ in 0..PAGES_PER_LOOK {
-            let heads = self.store.lane_heads(owner, self.cursor, LANES_PER_PAGE).await?;
-            let now = Instant::now();
-            let mut lanes = self.shared.handover.lanes();
-            for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
-                let (lane, application) = (head.lane(), head.application());
-                lanes.note_due(lane, application, now + head.due_in());
-                if let Some(limit) = head.limit() {
-                    lanes.set_limit(lane, &limit, now);
-                }
-            }
-            drop(lanes);
-            let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
-            self.cursor = heads.last().filter(|_| !is_last).map(LaneHead::lane);
-            if is_last {
-                return Ok(());
+        let heads = self.store.lane_heads(owner, self.cursor, LANES_PER_PAGE).await?;
+        let now = Instant::now();
+        let mut lanes = self.shared.handover.lanes();
+        for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
+            let (lane, application) = (head.lane(), head.application());
+            lanes.note_due(lane, application, now + head.due_in());
+            if let Some(limit) = head.limit() {
+                lanes.set_limit(lane, &limit, now);
             }
         }
+        let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
+        self.cursor = heads.last().filter(|_| !is_last).map(LaneHead::lane);
         Ok(())
     }
 
@@ -384,11 +389,9 @@ impl Claimer {
     /// found the next time.
     async fn reconcile(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
         if self.uncompared.is_empty() {
-            self.uncompared = 0..self.store.queue_pages().await?;
+            self.uncompared = self.store.queue_pages().await?;
         }
-        let part_end = self.uncompared.end.min(self.uncompared.start + PAGES_PER_PART);
-        let rows = self.store.owned_rows(owner, self.uncompared.start..part_end).await?;
-        self.uncompared.start = part_end;
+        let rows = self.store.owned_rows(owner, &mut self.uncompared).await?;
         let unknown: Vec<_> = rows
             .into_iter()
             .filter_map(|row| {

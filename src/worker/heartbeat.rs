@@ -1,5 +1,5 @@
 //! Who is alive. A process beats every second; one that cannot stops sending long before others
-//! take it for dead; and only a process that is steady itself may bury others.
+//! take it for dead (see `sweeper`).
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -21,22 +21,11 @@ pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 pub const FENCED_AFTER: Duration = Duration::from_secs(5);
 /// Without a heartbeat for this long, by the database's clock, a process is dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(8);
-/// After an outage of Postgres every heartbeat is old; so many of its own in a row must have
-/// succeeded before a process judges others.
-const STEADY_BEATS_MIN: u32 = 3;
 /// A beat that takes longer has failed; the next one uses another connection.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after its registration a process takes no part of what is divided among all: who has not
 /// heard of it by then sends nothing.
 const JOINED_AFTER: Duration = FENCED_AFTER;
-/// How often rows without a living owner are looked for, even if nobody died: a process may have
-/// inserted some after it was buried.
-const ORPHANS_INTERVAL: Duration = Duration::from_secs(10);
-/// How many orphans one statement releases, and the least time between two; the time that one took, if
-/// that is longer. All that a process held in one statement kept Postgres busy for a fifth of a second,
-/// and the others waiting.
-const ORPHANS_MAX: i64 = 500;
-const ORPHANS_PAUSE: Duration = Duration::from_millis(10);
 
 // A fenced process has stopped starting requests before it can count as dead.
 const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
@@ -117,63 +106,5 @@ async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
             tracing::warn!(%error, "could not register again yet");
             None
         }
-    }
-}
-
-/// Buries dead processes and gives back what they held, until the end.
-pub async fn sweep(shared: Arc<Shared>) {
-    let mut looked_at = Instant::now();
-    loop {
-        tokio::select! {
-            () = shared.stop.cancelled() => return,
-            () = tokio::time::sleep(BEAT_INTERVAL) => {}
-        }
-        if shared.steady_beats.load(Ordering::Relaxed) < STEADY_BEATS_MIN {
-            continue;
-        }
-        let buried = match shared.store.bury_dispatchers(DEAD_AFTER).await {
-            Ok(buried) => buried,
-            Err(error) => {
-                tracing::debug!(%error, "the dead could not be looked for");
-                continue;
-            }
-        };
-        for dead in &buried {
-            tracing::warn!(dispatcher = dead.get(), "a process died; its claims are released");
-        }
-        if !buried.is_empty() || looked_at.elapsed() >= ORPHANS_INTERVAL {
-            release_orphans(&shared).await;
-            looked_at = Instant::now();
-        }
-    }
-}
-
-/// Gives back the rows of processes that are gone, in bounded statements.
-async fn release_orphans(shared: &Shared) {
-    let (mut released, mut buried) = (0, 0);
-    loop {
-        let began = Instant::now();
-        match shared.store.release_orphans(ORPHANS_MAX).await {
-            Ok(orphans) => {
-                released += orphans.released;
-                buried += orphans.buried;
-                if orphans.released + orphans.buried < ORPHANS_MAX {
-                    break;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "deliveries of dead processes wait to be given back");
-                break;
-            }
-        }
-        tokio::select! {
-            () = shared.stop.cancelled() => break,
-            () = tokio::time::sleep(began.elapsed().max(ORPHANS_PAUSE)) => {}
-        }
-    }
-    if released + buried > 0 {
-        tracing::warn!(released, buried, "deliveries of dead processes were given back");
-        // They may lie below a low-water mark, and name no lane.
-        shared.look_now.notify_one();
     }
 }

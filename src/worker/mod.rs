@@ -21,6 +21,7 @@ mod plan;
 mod recorder;
 mod replays;
 mod statistics;
+mod sweeper;
 mod wakeups;
 
 use std::{
@@ -196,7 +197,7 @@ impl Worker {
         loops.spawn(watched("starter", executor::run(shared.clone()), stop, failed));
         loops.spawn(watched("watch", executor::watch(shared.clone()), stop, failed));
         loops.spawn(watched("health", health::run(shared.clone(), heard), stop, failed));
-        loops.spawn(watched("sweeper", heartbeat::sweep(shared.clone()), stop, failed));
+        loops.spawn(watched("sweeper", sweeper::run(shared.clone()), stop, failed));
         loops.spawn(watched("maintenance", maintenance::run(shared.clone()), stop, failed));
         loops.spawn(watched("statistics", statistics::run(shared.clone()), stop, failed));
         loops.spawn(watched("parking", parking::run(shared.clone()), stop, failed));

@@ -160,7 +160,7 @@ async fn every_end_is_told() {
         .execute(scene.pool())
         .await
         .unwrap();
-    store.release_orphans(100).await.unwrap();
+    store.release_all_orphans().await.unwrap();
     scene.wait_for_state(&event, "dead").await;
     assert_eq!(scene.queued(&event).await, 1, "interrupted");
 

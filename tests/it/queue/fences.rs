@@ -41,7 +41,7 @@ async fn a_late_result_is_kept_and_changes_nothing() {
     let id = bench.insert(None).await;
     let first = only(bench.claim(bench.me, 10).await).token(bench.me);
     bench.store.unregister_dispatcher(bench.me).await.unwrap();
-    bench.store.release_orphans(10).await.unwrap();
+    bench.store.release_all_orphans().await.unwrap();
     let other = bench.store.register_dispatcher().await.unwrap();
     let second = only(bench.claim(other, 10).await).token(other);
 

@@ -21,10 +21,7 @@ use webhook_dispatcher::{
         Store,
         dispatchers::DispatcherId,
         events::{NewEvent, Stored, StoredBatch},
-        queue::{
-            AttemptRecord, ClaimToken, ClaimedRow, Finished, INTERRUPTIONS_MAX, Next, Recorded,
-            Release,
-        },
+        queue::{AttemptRecord, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release},
     },
 };
 
@@ -262,17 +259,16 @@ async fn what_a_process_owns_can_be_compared_with_what_it_knows() {
     let born = bench.insert(Some(bench.me)).await;
     bench.insert(None).await;
     let claimed = only(bench.claim(bench.me, 10).await);
-    let pages = bench.store.queue_pages().await.unwrap();
-    let beyond = bench.store.owned_rows(bench.me, pages..pages + 1).await.unwrap();
-    assert!(beyond.is_empty(), "{pages}");
+    let mut pages = bench.store.queue_pages().await.unwrap();
     let mut owned: Vec<_> = bench
         .store
-        .owned_rows(bench.me, 0..pages)
+        .owned_rows(bench.me, &mut pages)
         .await
         .unwrap()
         .iter()
         .map(|row| (row.delivery_id(), row.claim_number))
         .collect();
+    assert!(pages.is_empty());
     owned.sort_unstable();
     assert_eq!(owned, [(born, 1), (claimed.delivery_id(), 1)]);
 }

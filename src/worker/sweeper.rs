@@ -1,0 +1,124 @@
+//! Buries processes that are dead, and gives back what they held. Only a process that is steady itself
+//! may bury others.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Shared,
+    heartbeat::{BEAT_INTERVAL, DEAD_AFTER},
+};
+use crate::store::{
+    StoreError,
+    owned::{Orphans, Pages},
+};
+
+/// After an outage of Postgres every heartbeat is old; so many of its own in a row must have
+/// succeeded before a process judges others.
+const STEADY_BEATS_MIN: u32 = 3;
+/// How often rows without a living owner are looked for, even if nobody died: a process may have
+/// inserted some after it was buried. Nine times what the last look took Postgres, if that is longer, but
+/// no longer than the second value.
+const ORPHANS_INTERVAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
+/// The least pause between two parts of such a look; the time that one took, if that is longer.
+const PART_PAUSE: Duration = Duration::from_millis(10);
+
+struct Sweeper {
+    shared: Arc<Shared>,
+    next_burial: Instant,
+    next_look: Instant,
+    /// The pages of the queue that the look under way has not come to.
+    pages: Pages,
+    /// What it has found so far, and how long its statements took.
+    found: Orphans,
+    took: Duration,
+}
+
+/// Buries and gives back, until the end.
+pub async fn run(shared: Arc<Shared>) {
+    let now = Instant::now();
+    let mut sweeper = Sweeper {
+        shared,
+        next_burial: now + BEAT_INTERVAL,
+        next_look: now + ORPHANS_INTERVAL.0,
+        pages: Pages::DONE,
+        found: Orphans::default(),
+        took: Duration::ZERO,
+    };
+    loop {
+        let next = sweeper.next_burial.min(sweeper.next_look);
+        tokio::select! {
+            () = sweeper.shared.stop.cancelled() => return,
+            () = tokio::time::sleep_until(next.into()) => {}
+        }
+        if sweeper.next_burial <= Instant::now() {
+            sweeper.bury().await;
+            sweeper.next_burial = Instant::now() + BEAT_INTERVAL;
+        }
+        if sweeper.next_look <= Instant::now()
+            && let Err(error) = sweeper.look().await
+        {
+            tracing::warn!(%error, "deliveries of dead processes wait to be given back");
+            sweeper.next_look = Instant::now() + ORPHANS_INTERVAL.0;
+        }
+    }
+}
+
+impl Sweeper {
+    fn is_steady(&self) -> bool {
+        self.shared.steady_beats.load(Ordering::Relaxed) >= STEADY_BEATS_MIN
+    }
+
+    async fn bury(&mut self) {
+        if !self.is_steady() {
+            return;
+        }
+        match self.shared.store.bury_dispatchers(DEAD_AFTER).await {
+            Ok(buried) if buried.is_empty() => {}
+            Ok(buried) => {
+                for dead in buried {
+                    tracing::warn!(
+                        dispatcher = dead.get(),
+                        "a process died; its claims are released"
+                    );
+                }
+                // What it held may lie in pages that the look under way has passed.
+                self.pages = Pages::DONE;
+                self.next_look = Instant::now();
+            }
+            Err(error) => tracing::debug!(%error, "the dead could not be looked for"),
+        }
+    }
+
+    /// Gives back what processes that are gone held in the next part of the queue.
+    async fn look(&mut self) -> Result<(), StoreError> {
+        let store = &self.shared.store;
+        if self.pages.is_empty() {
+            self.pages = store.queue_pages().await?;
+            self.took = Duration::ZERO;
+        }
+        let began = Instant::now();
+        self.found.add(store.release_orphans(&mut self.pages).await?);
+        let took = began.elapsed();
+        self.took += took;
+        if self.pages.is_empty() {
+            self.tell();
+            self.next_look =
+                Instant::now() + (self.took * 9).clamp(ORPHANS_INTERVAL.0, ORPHANS_INTERVAL.1);
+        } else {
+            self.next_look = Instant::now() + took.max(PART_PAUSE);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self) {
+        let Orphans { released, buried } = std::mem::take(&mut self.found);
+        if released + buried > 0 {
+            tracing::warn!(released, buried, "deliveries of dead processes were given back");
+            // They may lie below a low-water mark, and name no lane.
+            self.shared.look_now.notify_one();
+        }
+    }
+}
