@@ -292,8 +292,16 @@ impl Batcher {
     }
 
     async fn store_once(&self, events: &[NewEvent<'_>]) -> Result<Outcome, StoreError> {
+        let asked_at = Instant::now();
         Ok(match self.store.store_events(events).await? {
-            StoredBatch::Committed(stored) => Outcome::Committed(stored),
+            StoredBatch::Committed(stored) => {
+                // Only of what is new the version was looked at.
+                let new = events.iter().zip(&stored).filter(|(_, stored)| **stored == Stored::New);
+                let versions =
+                    new.map(|(event, _)| (event.submission.application, event.routing_version));
+                self.intake.routes.confirm(versions, asked_at);
+                Outcome::Committed(stored)
+            }
             StoredBatch::StaleRouting => Outcome::StaleRouting,
         })
     }

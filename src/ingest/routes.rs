@@ -2,7 +2,7 @@
 //!
 //! Accepting and sending share it. The transaction that stores an event checks the version that it
 //! was routed at, so a stale entry costs a round trip there and never a wrong delivery. Sending asks
-//! for what is at most a second old.
+//! for what is at most a second old; what such a transaction has confirmed is as old as its statement.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -167,6 +167,23 @@ impl Routes {
         let asked_at = Instant::now();
         let is_later = |known: &Known| known.read_at.is_some_and(|at| at > asked_at);
         self.read_unless(store, application, is_later).await
+    }
+
+    /// Says that these applications had these versions when the database was asked, or later: what is
+    /// known of them is that young, unless they are known to have changed.
+    pub fn confirm(
+        &self,
+        versions: impl IntoIterator<Item = (ApplicationId, i64)>,
+        asked_at: Instant,
+    ) {
+        let mut entries = self.entries();
+        for (application, version) in versions {
+            let known = entries.by_id.get_mut(&application);
+            let Some(known) = known.filter(|known| known.snapshot.version == version) else {
+                continue;
+            };
+            known.read_at = known.read_at.map(|at| at.max(asked_at));
+        }
     }
 
     /// Says that these applications have changed.

@@ -1,17 +1,25 @@
 //! No endpoint harms another: with real sockets, and receivers that hang until the test is over.
 
-use std::time::Duration;
-
-use serde_json::{Value, json};
-use webhook_dispatcher::{
-    domain::{
-        ApplicationId,
-        sealing::{SealingKey, SealingKeys},
-    },
-    ingest::Routes,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually};
+use serde_json::{Value, json};
+use tokio_util::task::TaskTracker;
+use webhook_dispatcher::{
+    clock::Clock,
+    domain::{
+        ApplicationId, TargetUrl,
+        ids::DEFAULT_APPLICATION,
+        pacing::{Breaker, Limits},
+        sealing::{SealingKey, SealingKeys},
+    },
+    ingest::{Batcher, Handover, Intake, Routes},
+    store::Store,
+};
+
+use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually, stored};
 
 /// Few slots, and a deadline that no test sees.
 const TIGHT: [&str; 3] = ["--in-flight-max=32", "--lane-in-flight-max=8", "--http-timeout=300"];
@@ -131,6 +139,10 @@ async fn who_asked_for_quiet_is_left_in_peace_after_a_restart() {
     assert_eq!(calls(&receiver, "/asks-for-quiet"), 1);
 }
 
+fn routes() -> Routes {
+    Routes::new(SealingKeys::from("07".repeat(32).parse::<SealingKey>().unwrap()))
+}
+
 /// Catches: applications that are read one after the other, so that each waits for all; one with many
 /// subscriptions that holds up the others; what is missing from a common answer; a claim that leaves
 /// each of its deliveries to read its own.
@@ -175,7 +187,6 @@ async fn what_is_known_of_many_applications_is_read_together() {
         let sql = "select xact_commit from pg_stat_database where datname = current_database()";
         sqlx::query_scalar(sql).fetch_one(database.store().pool()).await.unwrap()
     };
-    let routes = || Routes::new(SealingKeys::from("07".repeat(32).parse::<SealingKey>().unwrap()));
     let (routes, prepared) = (routes(), routes());
     let before = statements().await;
     let read = futures_util::future::join_all(ids.iter().map(async |(id, uid)| {
@@ -205,4 +216,43 @@ async fn what_is_known_of_many_applications_is_read_together() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let told = statements().await - before;
     assert!(told < i64::from(APPLICATIONS) / 2, "{told}");
+}
+
+/// Catches: a delivery that waits until its application has been read, although the transaction that
+/// accepted it has just compared the version; and a change that such a comparison hides.
+#[tokio::test]
+async fn what_is_accepted_is_sent_without_reading_its_application_again() {
+    let database = TestDatabase::new().await;
+    let routes = Arc::new(routes());
+    let limits = Limits {
+        lane_in_flight_max: 1,
+        lane_held_max: 1,
+        in_flight_max: 1,
+        held_max: 1,
+        held_bytes_max: 1,
+        breaker: Breaker { failures: 0, pause_max: Duration::ZERO },
+    };
+    let handover = Arc::new(Handover::new(limits));
+    let intake = Intake { clock: Clock::default(), handover, routes: routes.clone() };
+    let (ingest, batcher) = Batcher::new(database.store(), intake);
+    TaskTracker::new().spawn(batcher.run());
+    let nowhere = Store::connect_lazy(database.options.clone().host("127.0.0.1").port(1), 1);
+    let target = TargetUrl::parse("http://127.0.0.1:9/").unwrap();
+    let submit = async || ingest.submit(stored::submission(&target)).await.unwrap();
+    submit().await;
+    let version = routes.known(DEFAULT_APPLICATION).unwrap().version;
+    // What was read a second ago does not count.
+    let is_old = async || tokio::time::sleep(Duration::from_millis(1_100)).await;
+    is_old().await;
+    routes.confirm([(DEFAULT_APPLICATION, version + 1)], Instant::now());
+    assert!(routes.fresh(&nowhere, DEFAULT_APPLICATION).await.is_err(), "it is of another version");
+    eventually("it is known as the transaction saw it", async || {
+        is_old().await;
+        submit().await;
+        routes.fresh(&nowhere, DEFAULT_APPLICATION).await.ok()
+    })
+    .await;
+    routes.forget([DEFAULT_APPLICATION]);
+    routes.confirm([(DEFAULT_APPLICATION, version)], Instant::now());
+    assert!(routes.learn(&nowhere, &[DEFAULT_APPLICATION]).await.is_err(), "it has changed");
 }

@@ -252,15 +252,14 @@ impl<T: Held> Lanes<T> {
         let Some(began) = self.slots.end(slot) else { return Vec::new() };
         let (is_calm, limits) = (self.is_calm(), self.limits);
         let before = self.by_id.get(&id).map(|lane| (lane.class, lane.source));
+        let Some((class, source)) = before else { return Vec::new() };
         let conclude =
             |lane: &mut Lane<T>| lane.conclude(verdict, began, now, jitter, (&limits, is_calm));
         let Some(change) = self.change(id, conclude) else { return Vec::new() };
-        match before {
-            Some((class, source)) if verdict == Verdict::Healthy => {
-                self.sips.answered(class, source);
-            }
-            Some((class, _)) => self.sips.failed(class),
-            None => {}
+        if verdict == Verdict::Healthy {
+            self.sips.answered(class, source);
+        } else {
+            self.sips.failed(class);
         }
         if change.is_news {
             self.news.insert(id);
