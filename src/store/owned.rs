@@ -20,6 +20,8 @@ const PAGES_PER_PART: i64 = 250;
 /// How many orphans one statement releases, in three or four milliseconds. All that a process held in one kept
 /// Postgres busy for a fifth of a second.
 const ORPHANS_MAX: i64 = 50;
+/// The same where nobody waits yet.
+const ORPHANS_MAX_AT_START: i64 = 5_000;
 
 /// The pages of the queue that somebody who goes through them has not come to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +130,23 @@ impl Store {
     /// few enough to have found all, the part is done. Each counts as a lost lease; after
     /// [`INTERRUPTIONS_MAX`] in a row the delivery is dead.
     pub async fn release_orphans(&self, pages: &mut Pages) -> Result<Orphans, StoreError> {
+        self.release_some_orphans(pages, ORPHANS_MAX).await
+    }
+
+    /// Gives all of them back, before the service is ready.
+    pub async fn release_all_orphans(&self) -> Result<Orphans, StoreError> {
+        let (mut pages, mut all) = (self.queue_pages().await?, Orphans::default());
+        while !pages.is_empty() {
+            all.add(self.release_some_orphans(&mut pages, ORPHANS_MAX_AT_START).await?);
+        }
+        Ok(all)
+    }
+
+    async fn release_some_orphans(
+        &self,
+        pages: &mut Pages,
+        rows_max: i64,
+    ) -> Result<Orphans, StoreError> {
         let part = pages.part();
         let orphans: Orphans = bounded(async {
             // Nearly always there are none, and this is planned in a tenth of the time.
@@ -140,7 +159,7 @@ impl Store {
                 return Ok(Orphans::default());
             }
             Ok(sqlx::query_as(RELEASE_ORPHANS)
-                .bind(ORPHANS_MAX)
+                .bind(rows_max)
                 .bind(INTERRUPTIONS_MAX)
                 .bind(self.cms())
                 .bind(beginning_of(part.start))
@@ -149,19 +168,10 @@ impl Store {
                 .await?)
         })
         .await?;
-        if orphans.count() < ORPHANS_MAX {
+        if orphans.count() < rows_max {
             pages.pass(&part);
         }
         Ok(orphans)
-    }
-
-    /// Gives all of them back, before anybody could wait.
-    pub async fn release_all_orphans(&self) -> Result<Orphans, StoreError> {
-        let (mut pages, mut all) = (self.queue_pages().await?, Orphans::default());
-        while !pages.is_empty() {
-            all.add(self.release_orphans(&mut pages).await?);
-        }
-        Ok(all)
     }
 }
 
