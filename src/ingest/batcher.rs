@@ -295,11 +295,7 @@ impl Batcher {
         let asked_at = Instant::now();
         Ok(match self.store.store_events(events).await? {
             StoredBatch::Committed(stored) => {
-                // Only of what is new the version was looked at.
-                let new = events.iter().zip(&stored).filter(|(_, stored)| **stored == Stored::New);
-                let versions =
-                    new.map(|(event, _)| (event.submission.application, event.routing_version));
-                self.intake.routes.confirm(versions, asked_at);
+                self.intake.confirm(events, &stored, asked_at);
                 Outcome::Committed(stored)
             }
             StoredBatch::StaleRouting => Outcome::StaleRouting,

@@ -1,7 +1,10 @@
 //! What every way in does with submissions: they are routed, given room, and settled after the
 //! commit that keeps them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Handover, Routes, batch::Routed};
 use crate::{
@@ -69,6 +72,14 @@ impl Intake {
         });
         let deliveries = deliveries.collect();
         NewEvent { event_id, submission, routing_version: version, deliveries }
+    }
+
+    /// After the commit: what was known of the applications of these events is what the database knew
+    /// when it was asked to store them, or later. Only of those that are new it has compared that.
+    pub fn confirm(&self, events: &[NewEvent<'_>], stored: &[Stored], asked_at: Instant) {
+        let new = events.iter().zip(stored).filter(|(_, stored)| **stored == Stored::New);
+        let versions = new.map(|(event, _)| (event.submission.application, event.routing_version));
+        self.routes.confirm(versions, asked_at);
     }
 
     /// After the commit: what is ours goes to the sender, what is not waits in the queue.

@@ -288,6 +288,7 @@ impl Mover {
             telemetry::outbox_moved(events.len());
         }
         let all_new = vec![Stored::New; events.len()];
+        self.intake.confirm(&events, &all_new, started);
         let paused = self.intake.settle(events, &all_new);
         self.intake.handover.release_paused(&self.reading, paused).await;
         Ok(true)

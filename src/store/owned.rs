@@ -1,7 +1,7 @@
 //! What processes own, and what those that are gone have left, read page by page of the queue. There is
 //! no index by owner, which every delivery would have to pay for.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use uuid::Uuid;
 
@@ -17,6 +17,8 @@ pub const INTERRUPTIONS_MAX: i16 = 20;
 /// How many pages of the queue are read at a time: 2 MiB, a millisecond or two. All of a long queue at
 /// once would keep Postgres busy for as long as others then wait.
 const PAGES_PER_PART: i64 = 250;
+/// The least pause that whoever goes through them makes between two parts.
+pub const PART_PAUSE: Duration = Duration::from_millis(10);
 /// How many orphans one statement releases, in three or four milliseconds. All that a process held in one kept
 /// Postgres busy for a fifth of a second.
 const ORPHANS_MAX: i64 = 50;
@@ -34,6 +36,11 @@ impl Pages {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Leaves the next part out.
+    pub fn skip(&mut self) {
+        self.pass(&self.part());
     }
 
     /// The next part, in which something may be to do.
@@ -127,8 +134,8 @@ impl Store {
     }
 
     /// Gives rows of the next part of these pages back whose owner is no running process; once it finds
-    /// few enough to have found all, the part is done. Each counts as a lost lease; after
-    /// [`INTERRUPTIONS_MAX`] in a row the delivery is dead.
+    /// no more, the part is done. What another transaction holds is left to whoever comes next. Each
+    /// counts as a lost lease; after [`INTERRUPTIONS_MAX`] in a row the delivery is dead.
     pub async fn release_orphans(&self, pages: &mut Pages) -> Result<Orphans, StoreError> {
         self.release_some_orphans(pages, ORPHANS_MAX).await
     }

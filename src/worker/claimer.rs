@@ -22,7 +22,7 @@ use crate::{
     store::{
         Store, StoreError,
         dispatchers::DispatcherId,
-        owned::Pages,
+        owned::{PART_PAUSE, Pages},
         queue::{Claim, ClaimToken, ClaimedRow, LaneHead, Release},
     },
     telemetry,
@@ -35,16 +35,14 @@ const ROWS_PER_CLAIM: usize = 500;
 const PAYLOAD_BYTES_PER_READ: usize = 8 * 1024 * 1024;
 /// The pause between two rounds, so that claims gather and do not come row by row.
 const ROUND_PAUSE: Duration = Duration::from_millis(1);
-/// Lanes of one page when the queue is looked through, and the pause before the next page: a page takes
-/// Postgres a millisecond, and many at once would hold up the others.
-const LANES_PER_PAGE: i64 = 50;
-const PAGE_PAUSE: Duration = Duration::from_millis(3);
+/// How many lanes are read at a time when the queue is looked through, and the pause before the next
+/// ones: so many take Postgres a millisecond, and all at once would hold up the others.
+const LANES_PER_STEP: i64 = 50;
+const STEP_PAUSE: Duration = Duration::from_millis(3);
 /// The shortest time between two looks, however often something new is told of.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two comparisons of what we own with what we know.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
-/// The least pause between two parts of a comparison.
-const PART_PAUSE: Duration = Duration::from_millis(20);
 /// The first pause after a failed round; it doubles up to the second value.
 const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -138,7 +136,7 @@ impl Claimer {
             self.last_look = Instant::now();
             self.next_look = self.last_look
                 + if self.cursor.is_some() {
-                    PAGE_PAUSE
+                    STEP_PAUSE
                 } else if mem::take(&mut self.looks_again) {
                     LOOK_PAUSE
                 } else {
@@ -160,9 +158,9 @@ impl Claimer {
         Ok(())
     }
 
-    /// Looks at the next page of the queue for lanes with work, due or to come.
+    /// Looks at the next lanes of the queue that have work, due or to come.
     async fn look(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
-        let heads = self.store.lane_heads(owner, self.cursor, LANES_PER_PAGE).await?;
+        let heads = self.store.lane_heads(owner, self.cursor, LANES_PER_STEP).await?;
         let now = Instant::now();
         let mut lanes = self.shared.handover.lanes();
         for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
@@ -172,12 +170,13 @@ impl Claimer {
                 lanes.set_limit(lane, &limit, now);
             }
         }
-        let is_last = heads.len() < usize::try_from(LANES_PER_PAGE).unwrap_or(usize::MAX);
+        let is_last = heads.len() < usize::try_from(LANES_PER_STEP).unwrap_or(usize::MAX);
         self.cursor = heads.last().filter(|_| !is_last).map(LaneHead::lane);
         Ok(())
     }
 
-    /// Claims until nothing more is due, or there is no room.
+    /// Claims until nothing more is due, there is no room, or more lanes are to be looked at: those
+    /// that are not known must not wait for those that are.
     async fn claim(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
         // Not under an id that was fenced or buried meanwhile.
         while !self.shared.stop.is_cancelled() && self.shared.handover.owner() == Some(owner) {
@@ -208,6 +207,9 @@ impl Claimer {
             self.leave(left, owner).await;
             self.take(rows, owner).await?;
             self.ask_when_due(owner, &exhausted).await?;
+            if self.next_look <= Instant::now() {
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -12,18 +12,16 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    owned::{Orphans, Pages},
+    owned::{Orphans, PART_PAUSE, Pages},
 };
 
 /// After an outage of Postgres every heartbeat is old; so many of its own in a row must have
 /// succeeded before a process judges others.
 const STEADY_BEATS_MIN: u32 = 3;
 /// How often rows without a living owner are looked for, even if nobody died: a process may have
-/// inserted some after it was buried. Nine times what the last look took Postgres, if that is longer, but
-/// no longer than the second value.
-const ORPHANS_INTERVAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(10));
-/// The least pause between two parts of such a look; the time that one took, if that is longer.
-const PART_PAUSE: Duration = Duration::from_millis(10);
+/// inserted some after it was buried, or buried another and died. Nine times what a look that found none
+/// took, if that is longer, but no longer than the second value.
+const ORPHANS_INTERVAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(1));
 
 struct Sweeper {
     shared: Arc<Shared>,
@@ -31,9 +29,12 @@ struct Sweeper {
     next_look: Instant,
     /// The pages of the queue that the look under way has not come to.
     pages: Pages,
-    /// What it has found so far, and how long its statements took.
+    /// What it has found so far, and how long it took to find nothing.
     found: Orphans,
     took: Duration,
+    /// Another one must follow: what a process held that died meanwhile may lie in pages that this one
+    /// has passed.
+    looks_again: bool,
 }
 
 /// Buries and gives back, until the end.
@@ -46,6 +47,7 @@ pub async fn run(shared: Arc<Shared>) {
         pages: Pages::DONE,
         found: Orphans::default(),
         took: Duration::ZERO,
+        looks_again: false,
     };
     loop {
         let next = sweeper.next_burial.min(sweeper.next_look);
@@ -57,11 +59,8 @@ pub async fn run(shared: Arc<Shared>) {
             sweeper.bury().await;
             sweeper.next_burial = Instant::now() + BEAT_INTERVAL;
         }
-        if sweeper.next_look <= Instant::now()
-            && let Err(error) = sweeper.look().await
-        {
-            tracing::warn!(%error, "deliveries of dead processes wait to be given back");
-            sweeper.next_look = Instant::now() + ORPHANS_INTERVAL.0;
+        if sweeper.next_look <= Instant::now() {
+            sweeper.look().await;
         }
     }
 }
@@ -84,33 +83,59 @@ impl Sweeper {
                         "a process died; its claims are released"
                     );
                 }
-                // What it held may lie in pages that the look under way has passed.
-                self.pages = Pages::DONE;
+                self.looks_again = !self.pages.is_empty();
                 self.next_look = Instant::now();
             }
             Err(error) => tracing::debug!(%error, "the dead could not be looked for"),
         }
     }
 
-    /// Gives back what processes that are gone held in the next part of the queue.
-    async fn look(&mut self) -> Result<(), StoreError> {
+    /// Gives back what processes that are gone held in the next part of the queue, and says when the
+    /// next one is.
+    async fn look(&mut self) {
+        if !self.is_steady() {
+            self.next_look = Instant::now() + BEAT_INTERVAL;
+            return;
+        }
+        let pause = match self.look_at_part().await {
+            Ok(took) if !self.pages.is_empty() => took.max(PART_PAUSE),
+            Ok(_) => {
+                let found_none = self.found.is_empty();
+                self.tell();
+                if std::mem::take(&mut self.looks_again) {
+                    PART_PAUSE
+                } else if found_none {
+                    (self.took * 9).clamp(ORPHANS_INTERVAL.0, ORPHANS_INTERVAL.1)
+                } else {
+                    ORPHANS_INTERVAL.0
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "deliveries of dead processes could not be looked for");
+                self.tell();
+                // Should only this part fail, the others must not wait for it; the next look tries again.
+                self.pages.skip();
+                ORPHANS_INTERVAL.0
+            }
+        };
+        self.next_look = Instant::now() + pause;
+    }
+
+    /// Tells how long it took.
+    async fn look_at_part(&mut self) -> Result<Duration, StoreError> {
         let store = &self.shared.store;
         if self.pages.is_empty() {
             self.pages = store.queue_pages().await?;
             self.took = Duration::ZERO;
         }
         let began = Instant::now();
-        self.found.add(store.release_orphans(&mut self.pages).await?);
+        let orphans = store.release_orphans(&mut self.pages).await?;
         let took = began.elapsed();
-        self.took += took;
-        if self.pages.is_empty() {
-            self.tell();
-            self.next_look =
-                Instant::now() + (self.took * 9).clamp(ORPHANS_INTERVAL.0, ORPHANS_INTERVAL.1);
-        } else {
-            self.next_look = Instant::now() + took.max(PART_PAUSE);
+        if orphans.is_empty() {
+            self.took += took;
         }
-        Ok(())
+        self.found.add(orphans);
+        Ok(took)
     }
 
     fn tell(&mut self) {

@@ -16,7 +16,6 @@ use webhook_dispatcher::{
         sealing::{SealingKey, SealingKeys},
     },
     ingest::{Batcher, Handover, Intake, Routes},
-    store::Store,
 };
 
 use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually, stored};
@@ -236,7 +235,8 @@ async fn what_is_accepted_is_sent_without_reading_its_application_again() {
     let intake = Intake { clock: Clock::default(), handover, routes: routes.clone() };
     let (ingest, batcher) = Batcher::new(database.store(), intake);
     TaskTracker::new().spawn(batcher.run());
-    let nowhere = Store::connect_lazy(database.options.clone().host("127.0.0.1").port(1), 1);
+    let closed = database.store();
+    closed.pool().close().await;
     let target = TargetUrl::parse("http://127.0.0.1:9/").unwrap();
     let submit = async || ingest.submit(stored::submission(&target)).await.unwrap();
     submit().await;
@@ -245,14 +245,14 @@ async fn what_is_accepted_is_sent_without_reading_its_application_again() {
     let is_old = async || tokio::time::sleep(Duration::from_millis(1_100)).await;
     is_old().await;
     routes.confirm([(DEFAULT_APPLICATION, version + 1)], Instant::now());
-    assert!(routes.fresh(&nowhere, DEFAULT_APPLICATION).await.is_err(), "it is of another version");
+    assert!(routes.fresh(&closed, DEFAULT_APPLICATION).await.is_err(), "it is of another version");
     eventually("it is known as the transaction saw it", async || {
         is_old().await;
         submit().await;
-        routes.fresh(&nowhere, DEFAULT_APPLICATION).await.ok()
+        routes.fresh(&closed, DEFAULT_APPLICATION).await.ok()
     })
     .await;
     routes.forget([DEFAULT_APPLICATION]);
     routes.confirm([(DEFAULT_APPLICATION, version)], Instant::now());
-    assert!(routes.learn(&nowhere, &[DEFAULT_APPLICATION]).await.is_err(), "it has changed");
+    assert!(routes.learn(&closed, &[DEFAULT_APPLICATION]).await.is_err(), "it has changed");
 }
