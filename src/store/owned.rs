@@ -19,8 +19,8 @@ pub const INTERRUPTIONS_MAX: i16 = 20;
 const PAGES_PER_PART: i64 = 250;
 /// The least pause that whoever goes through them makes between two parts.
 pub const PART_PAUSE: Duration = Duration::from_millis(10);
-/// How many orphans one statement releases, in three or four milliseconds. All that a process held in one kept
-/// Postgres busy for a fifth of a second.
+/// How many orphans one statement releases, in three or four milliseconds. All that a process held in
+/// one kept Postgres busy for a fifth of a second.
 const ORPHANS_MAX: i64 = 50;
 /// The same where nobody waits yet.
 const ORPHANS_MAX_AT_START: i64 = 5_000;
@@ -187,20 +187,31 @@ fn beginning_of(page: i64) -> String {
     format!("({page},0)")
 }
 
-const ARE_THERE_ORPHANS: &str = "
-    select exists (
-        select from delivery_queue q
-        where q.ctid >= $1::text::tid and q.ctid < $2::text::tid and q.owner is not null
-          and not exists (select from dispatcher d where d.dispatcher_id = q.owner)
-    )";
+/// Whether a row of the queue (`q`) lies between these places, and its owner is no running process.
+macro_rules! is_orphan {
+    ($from:literal, $to:literal) => {
+        concat!(
+            "q.ctid >= ",
+            $from,
+            "::text::tid and q.ctid < ",
+            $to,
+            "::text::tid and q.owner is not null
+             and not exists (select from dispatcher d where d.dispatcher_id = q.owner)"
+        )
+    };
+}
+
+const ARE_THERE_ORPHANS: &str =
+    concat!("select exists (select from delivery_queue q where ", is_orphan!("$1", "$2"), ")");
 
 // Rows are taken by their place: the planner believes that the queue has one row.
 const RELEASE_ORPHANS: &str = concat!(
     "with orphan as (
         select q.ctid as place, interruption_count + 1 as interruptions
         from delivery_queue q
-        where q.ctid >= $4::text::tid and q.ctid < $5::text::tid and owner is not null
-          and not exists (select from dispatcher d where d.dispatcher_id = q.owner)
+        where ",
+    is_orphan!("$4", "$5"),
+    "
         limit $1
         for update skip locked
     ),
