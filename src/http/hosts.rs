@@ -15,7 +15,13 @@ pub async fn check(
     application: ApplicationId,
     target: &TargetUrl,
 ) -> Result<(), ApiError> {
-    let Some(hosts) = allowed(state, application).await? else { return Ok(()) };
+    let hosts = allowed(state, application).await?;
+    vet(hosts.as_deref(), target)
+}
+
+/// Refuses a target whose host is not among these; `None`: all are.
+pub fn vet(hosts: Option<&AllowedHosts>, target: &TargetUrl) -> Result<(), ApiError> {
+    let Some(hosts) = hosts else { return Ok(()) };
     hosts.vet(target.url()).map_err(|refused| ApiError::TargetRefused(refused.to_string()))
 }
 

@@ -3,10 +3,11 @@
 use super::{LookError, ROUNDS_MAX, Subscriptions, clean, updated_at};
 use crate::{
     cms::Document,
-    domain::{ApplicationId, SubscriptionId, subscription::sealed},
+    domain::{AllowedHosts, ApplicationId, SubscriptionId, subscription::sealed},
     http::DocumentFault,
     store::{
         StoreError,
+        applications::ApplicationName,
         cms_subscriptions::{KnownDocument, ReadDocument, Wanted},
         subscription_changes::{Changed, NewSubscription},
         subscriptions::SubscriptionName,
@@ -71,7 +72,8 @@ impl Subscriptions {
     }
 
     async fn make(&self, read: ReadDocument<'_>, document: &Document) -> Result<Changed, Fault> {
-        let made = self.checks.made(&document.fields)?;
+        let allowed = self.allowed_hosts(read.application).await?;
+        let made = self.checks.made(&document.fields, allowed.as_ref())?;
         let new = NewSubscription {
             id: made.id,
             application: read.application,
@@ -88,13 +90,15 @@ impl Subscriptions {
         document: &Document,
         id: SubscriptionId,
     ) -> Result<Changed, Fault> {
+        let allowed = self.allowed_hosts(read.application).await?;
         for _ in 0..ROUNDS_MAX {
             let name = SubscriptionName::Id(id);
             let Some(before) = self.store.subscription(read.application, &name).await? else {
                 return Ok(Changed::Gone);
             };
             let secret = self.secret(id).await?;
-            let remade = self.checks.remade(&document.fields, &before, secret.as_deref())?;
+            let (secret, allowed) = (secret.as_deref(), allowed.as_ref());
+            let remade = self.checks.remade(&document.fields, &before, secret, allowed)?;
             let is_other = remade.settings != before.settings;
             let wanted = Wanted::Next {
                 id,
@@ -118,6 +122,16 @@ impl Subscriptions {
             return Ok(Changed::Done);
         }
         Ok(Changed::Outdated)
+    }
+
+    /// The hosts that an application may call; `None`: all. A list that cannot be read allows nothing.
+    async fn allowed_hosts(
+        &self,
+        application: ApplicationId,
+    ) -> Result<Option<AllowedHosts>, StoreError> {
+        let row = self.store.application(&ApplicationName::Id(application)).await?;
+        let texts = row.and_then(|row| row.allowed_hosts);
+        Ok(texts.map(|texts| AllowedHosts::parse(&texts).unwrap_or_else(|_| AllowedHosts::none())))
     }
 
     /// What signs a subscription now.

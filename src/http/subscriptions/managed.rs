@@ -13,8 +13,11 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    domain::{ApplicationId, SubscriptionId, sealing::SealingKeys, subscription::DisabledBecause},
-    http::{ApiError, ApiState, problem::Problem},
+    domain::{
+        AllowedHosts, ApplicationId, SubscriptionId, sealing::SealingKeys,
+        subscription::DisabledBecause,
+    },
+    http::{ApiError, ApiState, hosts, problem::Problem},
     store::{
         subscription_changes::NewSigningKey,
         subscriptions::{SettingsRow, SubscriptionRow},
@@ -95,11 +98,17 @@ pub struct Remade {
 }
 
 impl DocumentChecks {
-    /// Makes a subscription of a document. Where it has no secret, one is made.
-    pub fn made(&self, fields: &Map<String, Value>) -> Result<Made, DocumentFault> {
+    /// Makes a subscription of a document; `allowed` are the hosts that its application may call
+    /// (`None`: all). Where it has no secret, one is made.
+    pub fn made(
+        &self,
+        fields: &Map<String, Value>,
+        allowed: Option<&AllowedHosts>,
+    ) -> Result<Made, DocumentFault> {
         let id = SubscriptionId::new(self.clock.unix_ms(), rand::random());
         let text = request_of(fields);
         let given = Given::of(&text, &self.bounds, &self.sealing)?;
+        may_call(&given, allowed)?;
         let settings = stamped(given.settings(id)?, None, self.clock.now());
         let secret = secret_for(&settings, given.secret()?)?;
         let key = secret.map(|secret| signing_key(&self.clock, &self.sealing, &secret));
@@ -113,9 +122,11 @@ impl DocumentChecks {
         fields: &Map<String, Value>,
         before: &SubscriptionRow,
         secret: Option<&str>,
+        allowed: Option<&AllowedHosts>,
     ) -> Result<Remade, DocumentFault> {
         let text = request_of(fields);
         let given = Given::of(&text, &self.bounds, &self.sealing)?;
+        may_call(&given, allowed)?;
         let settings = given.replaced(before.id(), before.settings.clone())?;
         let settings = stamped(settings, Some(&before.settings), self.clock.now());
         let next = match given.secret()? {
@@ -136,6 +147,12 @@ impl DocumentChecks {
         });
         Ok(Remade { settings, key })
     }
+}
+
+/// Refuses a target that the application may not call.
+fn may_call(given: &Given<'_>, allowed: Option<&AllowedHosts>) -> Result<(), Problem> {
+    let Some((_, target)) = given.target_url()? else { return Ok(()) };
+    Ok(hosts::vet(allowed, &target)?)
 }
 
 /// The body of a request that says the same. Fields that are empty are not told: forms leave them so.

@@ -162,6 +162,54 @@ async fn a_bad_document_is_listed_and_the_others_go_on() {
     app.stop().await;
 }
 
+/// Catches: a document by which a tenant calls what a request of its own may not.
+#[tokio::test]
+async fn a_document_may_call_no_more_than_a_request() {
+    let Some(cms) = PayloadCms::start().await else { return };
+    let app = following(&cms.url(), "1").await;
+    let allow = async |hosts: Value| {
+        let change = json!({"allowed_hosts": hosts});
+        let path = "/applications/default";
+        let (status, changed) = app.call("PATCH", path, None, Some(&change)).await;
+        assert_eq!(status, 200, "{changed}");
+    };
+    allow(json!(["127.0.0.1", "169.254.169.254"])).await;
+    let refused = async |count: usize| {
+        eventually("they are refused", async || {
+            let (_, page) = app.get("/subscriptions?attention=true").await;
+            let listed = page["refused_documents"].as_array().cloned().unwrap_or_default();
+            (listed.len() == count).then_some(listed)
+        })
+        .await
+    };
+    let inward = make(&cms, &document("inward", "http://169.254.169.254/")).await;
+    let listed = refused(1).await;
+    assert!(listed[0]["detail"].as_str().unwrap().contains("ALLOWED_TARGET_CIDRS"), "{listed:?}");
+    let astray = make(&cms, &document("astray", "http://127.0.0.2/")).await;
+    let listed = refused(2).await;
+    let detail = |id: &str| {
+        let found = listed.iter().find(|one| one["document_id"] == id);
+        found.unwrap()["detail"].as_str().unwrap().to_owned()
+    };
+    assert!(detail(&astray).contains("`allowed_hosts`"), "{listed:?}");
+    assert!(kept(&app, &inward).await.is_none() && kept(&app, &astray).await.is_none());
+
+    let good = make(&cms, &document("good", "http://127.0.0.1:9/")).await;
+    eventually("made", async || kept(&app, &good).await).await;
+    change(&cms, &good, json!({"url": "http://127.0.0.2:9/"})).await;
+    let attention = eventually("it is refused", async || {
+        let (_, page) = app.get("/subscriptions?attention=true").await;
+        page["data"][0]["attention"][0]["detail"].as_str().map(str::to_owned)
+    });
+    assert!(attention.await.contains("`allowed_hosts`"));
+    assert_eq!(kept(&app, &good).await.unwrap()["target_url"], "http://127.0.0.1:9/");
+
+    allow(Value::Null).await;
+    eventually("it is taken", async || kept(&app, &astray).await).await;
+    refused(1).await;
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn what_payload_keeps_is_changed_there_only() {
     let Some(mut cms) = PayloadCms::start().await else { return };
