@@ -19,7 +19,7 @@ use url::{Position, Url};
 
 use super::{
     connection::{Connection, ConnectionError, Connector, SendError},
-    failure::failure_of,
+    failure::{failure_of, is_out_of_files},
     pool::Pool,
     request::{Outgoing, header_lines},
     resolver::VettingResolver,
@@ -182,7 +182,13 @@ impl Client {
         let connector = if url.scheme() == "https" { https } else { http };
         let uri = url.as_str().parse::<Uri>().map_err(ConnectionError::internal)?;
         // Boxed: it is rare, and would make every exchange some kibibytes larger.
-        let mut connection = Box::pin(connector.open(uri)).await?;
+        let mut connection = match Box::pin(connector.open(uri.clone())).await {
+            // What rests holds descriptors that are wanted here.
+            Err(error) if is_out_of_files(error.cause.as_ref()) && pool.close_all() => {
+                Box::pin(connector.open(uri)).await?
+            }
+            opened => opened?,
+        };
         match connection.send(request).await {
             Ok(answer) => Ok((connection, answer)),
             Err(SendError::Unsent(_, error) | SendError::Failed(error)) => Err(error),

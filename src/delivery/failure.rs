@@ -16,6 +16,15 @@ pub(super) fn failure_of(error: &(dyn Error + 'static), otherwise: ErrorClass) -
     Failure::new(class, describe(error))
 }
 
+/// Whether an exchange failed since no file could be opened.
+pub(super) fn is_out_of_files(error: &(dyn Error + 'static)) -> bool {
+    causes(error).filter_map(|cause| cause.downcast_ref::<io::Error>()).any(says_out_of_files)
+}
+
+fn says_out_of_files(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| OUT_OF_FILES.contains(&code))
+}
+
 /// What the type of one cause says for certain.
 fn class_of(cause: &(dyn Error + 'static)) -> Option<ErrorClass> {
     if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
@@ -34,7 +43,7 @@ fn class_of(cause: &(dyn Error + 'static)) -> Option<ErrorClass> {
         return Some(ErrorClass::Tls);
     }
     if let Some(io) = cause.downcast_ref::<io::Error>() {
-        if io.raw_os_error().is_some_and(|code| OUT_OF_FILES.contains(&code)) {
+        if says_out_of_files(io) {
             return Some(ErrorClass::Internal);
         }
         // An I/O error hides what it wraps from `source()`.

@@ -120,3 +120,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Reads in pieces until it fails; tells how many bytes there were, and why there are no more.
+    async fn read(stream: &mut Metered<tokio::io::Repeat>) -> (usize, Exhausted) {
+        let (mut piece, mut count) = ([0; 256], 0);
+        loop {
+            match stream.read(&mut piece).await {
+                Ok(read) => count += read,
+                Err(error) => {
+                    let inner = error.into_inner().and_then(|inner| inner.downcast().ok());
+                    return (count, *inner.expect("its own error"));
+                }
+            }
+        }
+    }
+
+    /// Catches: a bound that is not kept to the piece; one of the head that counts for the body.
+    #[tokio::test]
+    async fn no_more_is_read_than_there_is_room_for_and_the_piece_that_used_it_up() {
+        let room = Room::for_head(1_000);
+        let mut stream = Metered { stream: tokio::io::repeat(b'x'), room: room.clone() };
+        assert!(matches!(read(&mut stream).await, (1_024, Exhausted::Head)));
+        room.allow_body(256);
+        assert!(matches!(read(&mut stream).await, (256, Exhausted::Body)));
+        room.allow_head(1);
+        assert!(matches!(read(&mut stream).await, (256, Exhausted::Head)));
+    }
+}

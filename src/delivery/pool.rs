@@ -73,6 +73,15 @@ impl<C> Pool<C> {
         drop((surplus, eldest));
     }
 
+    /// Closes all that rests; tells whether there was any.
+    pub fn close_all(&self) -> bool {
+        let mut idle = self.idle();
+        idle.by_origin.clear();
+        let closed = std::mem::take(&mut idle.resting);
+        drop(idle);
+        !closed.is_empty()
+    }
+
     /// Closes what has rested for too long.
     pub fn close_idle(&self, now: Instant) {
         let mut closed = Vec::new();

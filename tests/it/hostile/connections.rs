@@ -7,7 +7,11 @@ use webhook_dispatcher::domain::{ErrorClass, Outcome};
 
 use crate::{
     delivery::{DEADLINE, class, local, outgoing},
-    support::raw::{RawReceiver, read_head},
+    support::{
+        Receiver, TestApp, TestDatabase,
+        process::{Process, free_port, on},
+        raw::{RawReceiver, read_head},
+    },
 };
 
 const FIRST: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst";
@@ -131,4 +135,33 @@ async fn what_is_not_to_be_kept_is_not() {
         }
         assert_eq!(receiver.connections(), 2, "{head}");
     }
+}
+
+/// Catches: a request that fails for want of a descriptor, while connections at rest hold some.
+#[tokio::test]
+async fn connections_at_rest_give_way_where_descriptors_are_short() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let database = TestDatabase::new().await;
+    let url = database.url();
+    let app = TestApp::on(database.clone(), &["--role=api"]).await;
+    let own = [("ALLOWED_TARGET_CIDRS", "127.0.0.0/8")];
+    let sending = Process::start(free_port().await, &[&on(&url)[..], &own].concat()).await;
+    let mut receivers = Vec::new();
+    for _ in 0..20 {
+        let receiver = Receiver::always(200).await;
+        let event = app.accept(&receiver.url("/")).await;
+        app.wait_for(&event, "delivered").await;
+        receivers.push(receiver);
+    }
+    let open = std::fs::read_dir(format!("/proc/{}/fd", sending.id())).unwrap();
+    let open: Vec<u64> =
+        open.map(|one| one.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    // The next one would be this, and all below are taken.
+    let next = (0..=open.len() as u64).find(|number| !open.contains(number));
+    let no_more = Rlimit { current: next, maximum: next };
+    prlimit(Pid::from_raw(sending.id().cast_signed()), Resource::Nofile, no_more).unwrap();
+    let another = Receiver::always(200).await;
+    let event = app.accept(&another.url("/")).await;
+    let shown = app.wait_for(&event, "delivered").await;
+    assert_eq!(shown["attempt_count"], 1, "{shown}");
 }

@@ -4,6 +4,7 @@
 mod answers;
 mod connections;
 mod endless;
+mod sending;
 mod slow;
 mod tls;
 
