@@ -12,7 +12,7 @@ use super::{
     events,
     extract::{Parameters, SubscriptionPath},
     problem::Problem,
-    statistics::{self, LastErrorBody},
+    statistics::{self, BreakerBody, LastErrorBody},
     subscriptions::DisabledBody,
 };
 use crate::{
@@ -63,6 +63,7 @@ pub struct DiagnosisBody {
     failure_streak: i64,
     /// Since when nothing is sent, and why.
     disabled: Option<DisabledBody>,
+    breaker: BreakerBody,
     waiting: WaitingBody,
     /// How many of its newest deliveries were looked at for `failures`.
     deliveries_looked_at: usize,
@@ -126,6 +127,8 @@ pub async fn show(
     let lane = row.id().lane();
     let sums = state.store.sums(lane.uuid(), since).await?;
     let lately = state.store.lately(lane.uuid()).await?;
+    let fares = state.store.lane_health(lane).await?.map(|row| row.health());
+    let breaker = BreakerBody::of(&state, fares, state.clock.now());
     let waiting = state.store.waiting(application, row.id()).await?;
     let rows_max = i64::try_from(CHANGES_TOLD).unwrap_or(i64::MAX) + 1;
     let revisions = state.store.revisions(application, row.id(), rows_max).await?;
@@ -151,13 +154,17 @@ pub async fn show(
             && failing_since.is_some_and(|at| at >= change.at && at - change.at <= SHORTLY)
     });
     let health = Health::of(&facts);
+    let mut steps = diagnosis::steps(&facts, &remedies, is_changed_before);
+    if let Some(words) = breaker.in_words().filter(|_| facts.disabled.is_none()) {
+        steps.push(format!("Know that {words}. What waits meanwhile uses up no attempts."));
+    }
     Ok(Json(DiagnosisBody {
         subscription_id: row.id(),
         uid: row.uid,
         target_url: row.settings.target_url,
         health: health.as_str(),
         summary: health.in_words(),
-        steps: diagnosis::steps(&facts, &remedies, is_changed_before),
+        steps,
         since,
         attempts: sums.attempts,
         failed_attempts: sums.failed,
@@ -166,6 +173,7 @@ pub async fn show(
         failure_streak: lately.failure_streak,
         last_error: LastErrorBody::of(lately),
         disabled: DisabledBody::of(row.settings.disabled_at, row.settings.disabled_because),
+        breaker,
         waiting: WaitingBody {
             queued: waiting.queued,
             parked: waiting.parked,

@@ -14,15 +14,19 @@ use super::{
     events,
     extract::{self, Cursor, EventPath, Parameters},
     problem::Problem,
+    statistics::BreakerBody,
 };
 use crate::{
     domain::{
-        DeliveryState, EventDocument, EventId, EventType, EventTypePatterns, Filter, Payload,
-        Permission, SubscriptionId, event::Metadata, subscription::DisabledBecause,
+        ApplicationId, DeliveryState, EventDocument, EventId, EventType, EventTypePatterns, Filter,
+        LaneId, Payload, Permission, SubscriptionId, TargetUrl, event::Metadata,
+        subscription::DisabledBecause,
     },
     store::{
+        StoreError,
         deliveries::{DeliveryRow, Which},
         explaining::{PastSubscription, RoutedEvent},
+        lane_health::HealthRow,
     },
 };
 
@@ -136,7 +140,8 @@ pub async fn show(
     let (mut data, mut next_cursor) = (Vec::new(), None);
     if matches!(event.route.as_deref(), Some("target" | "targets" | "default")) {
         let rows = state.store.deliveries_of(application, id, Which::ToTargets).await?;
-        data.extend(rows.into_iter().map(VerdictBody::of_target));
+        let held_back = HeldBack::of(&state, application, &rows).await?;
+        data.extend(rows.into_iter().map(|row| VerdictBody::of_target(row, &held_back)));
     } else {
         let rows = state
             .store
@@ -147,12 +152,13 @@ pub async fn show(
         let ids: Vec<_> = rows.iter().map(PastSubscription::id).collect();
         let which = Which::ToSubscriptions(&ids);
         let found = state.store.deliveries_of(application, id, which).await?;
+        let held_back = HeldBack::of(&state, application, &found).await?;
         let mut deliveries: HashMap<_, _> =
             found.into_iter().map(|row| (row.subscription_id(), row)).collect();
         let facts = Facts::of(&event);
         data.extend(rows.into_iter().map(|row| {
             let delivery = deliveries.remove(&Some(row.id()));
-            VerdictBody::of_subscription(row, delivery, &event, &facts)
+            VerdictBody::of_subscription(row, delivery, &event, (&facts, &held_back))
         }));
     }
     Ok(Json(ExplanationBody {
@@ -186,9 +192,48 @@ impl Facts {
     }
 }
 
+/// Why the lanes of deliveries that wait are left in peace, of those that are.
+struct HeldBack {
+    application: ApplicationId,
+    because: HashMap<LaneId, String>,
+}
+
+impl HeldBack {
+    async fn of(
+        state: &ApiState,
+        application: ApplicationId,
+        rows: &[DeliveryRow],
+    ) -> Result<Self, StoreError> {
+        let pending = rows.iter().filter(|row| row.state == DeliveryState::Pending.as_str());
+        let lanes: Vec<_> = pending.filter_map(|row| lane_of(row, application)).collect();
+        let mut because = HashMap::new();
+        if !lanes.is_empty() {
+            let now = state.clock.now();
+            for health in state.store.health_of(&lanes).await?.iter().map(HealthRow::health) {
+                let words = BreakerBody::of(state, Some(health), now).in_words();
+                because.extend(words.map(|words| (health.lane, words)));
+            }
+        }
+        Ok(Self { application, because })
+    }
+
+    /// Why this delivery waits beyond its time.
+    fn because(&self, row: &DeliveryRow) -> Option<&str> {
+        Some(self.because.get(&lane_of(row, self.application)?)?)
+    }
+}
+
+/// The lane that a delivery is in: its subscription's, or that of its target's origin.
+fn lane_of(row: &DeliveryRow, application: ApplicationId) -> Option<LaneId> {
+    match row.subscription_id() {
+        Some(subscription) => Some(subscription.lane()),
+        None => Some(TargetUrl::parse(&row.target_url).ok()?.lane(application)),
+    }
+}
+
 impl VerdictBody {
-    fn of_target(row: DeliveryRow) -> Self {
-        let (verdict, detail) = of_delivery(&row);
+    fn of_target(row: DeliveryRow, held_back: &HeldBack) -> Self {
+        let (verdict, detail) = of_delivery(&row, held_back);
         Self {
             subscription_id: None,
             uid: None,
@@ -205,11 +250,11 @@ impl VerdictBody {
         row: PastSubscription,
         delivery: Option<DeliveryRow>,
         event: &RoutedEvent,
-        facts: &Facts,
+        (facts, held_back): (&Facts, &HeldBack),
     ) -> Self {
         let (mut verdict, mut detail, clause) = match &delivery {
             Some(delivery) => {
-                let (verdict, detail) = of_delivery(delivery);
+                let (verdict, detail) = of_delivery(delivery, held_back);
                 (verdict, detail, None)
             }
             None => not_routed(&row, event, facts),
@@ -239,7 +284,7 @@ impl VerdictBody {
 }
 
 /// What a delivery's state says.
-fn of_delivery(row: &DeliveryRow) -> (Verdict, String) {
+fn of_delivery(row: &DeliveryRow, held_back: &HeldBack) -> (Verdict, String) {
     let attempts = match row.attempt_count {
         1 => "1 attempt".to_owned(),
         count => format!("{count} attempts"),
@@ -249,13 +294,14 @@ fn of_delivery(row: &DeliveryRow) -> (Verdict, String) {
         (None, Some(class)) => format!("the last attempt failed: {class}"),
         (None, None) => "none has been made yet".to_owned(),
     };
+    let but = held_back.because(row).map(|why| format!("; but {why}")).unwrap_or_default();
     match DeliveryState::from_name(&row.state) {
         Some(DeliveryState::Delivered) => (Verdict::Delivered, format!("after {attempts}")),
         Some(DeliveryState::Pending) if row.attempt_count > 0 => {
             let next = row.next_attempt_at.map(|at| at.to_rfc3339()).unwrap_or_default();
-            (Verdict::Retrying, format!("{attempts}, {last}; the next one is due at {next}"))
+            (Verdict::Retrying, format!("{attempts}, {last}; the next one is due at {next}{but}"))
         }
-        Some(DeliveryState::Pending) => (Verdict::Pending, "it waits to be sent".to_owned()),
+        Some(DeliveryState::Pending) => (Verdict::Pending, format!("it waits to be sent{but}")),
         Some(DeliveryState::InFlight) => (Verdict::InFlight, "it is being sent".to_owned()),
         Some(DeliveryState::Parked) => {
             (Verdict::Parked, "its subscription has been disabled since".to_owned())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Json, extract::State, http::Uri};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -76,6 +76,46 @@ pub struct BreakerBody {
     pause_max_seconds: f64,
 }
 
+impl BreakerBody {
+    /// The breaker of a lane that fares so; `None`: nothing bad is known of it.
+    pub fn of(state: &ApiState, health: Option<Health>, now: DateTime<Utc>) -> Self {
+        let open_for = health.and_then(|health| health.open_for);
+        let at = |left: Duration| now + TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX);
+        Self {
+            state: match open_for {
+                None => "closed",
+                Some(left) if left.is_zero() => "half_open",
+                Some(_) => "open",
+            },
+            failures: health.map_or(0, |health| health.failures),
+            open_until: open_for.filter(|left| !left.is_zero()).map(at),
+            paused_until: health.and_then(|health| health.paused_for).map(at),
+            opens_after: state.breaker.failures,
+            pause_max_seconds: state.breaker.pause_max.as_secs_f64(),
+        }
+    }
+
+    /// Why nothing, or no more than a probe, is sent to the receiver at the moment, for people.
+    pub fn in_words(&self) -> Option<String> {
+        let at = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Secs, true);
+        if let Some(until) = self.paused_until {
+            let until = at(until);
+            return Some(format!(
+                "the receiver asked for quiet until {until}: nothing is sent before"
+            ));
+        }
+        let what = match (self.state, self.open_until) {
+            ("open", Some(until)) => format!("nothing is sent until {}, then a probe", at(until)),
+            ("half_open", _) => "nothing is sent but a probe".to_owned(),
+            _ => return None,
+        };
+        let failures = self.failures;
+        Some(format!(
+            "the breaker of the receiver is open after {failures} failures in a row: {what}"
+        ))
+    }
+}
+
 /// Quantiles in milliseconds, at most a fifth off; absent where there was no exchange.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Quantiles")]
@@ -121,10 +161,9 @@ pub async fn of_subscription(
     let lately = state.store.lately(lane.uuid()).await?;
     let oldest_due = state.store.oldest_due(lane).await?;
     let now = state.clock.now();
-    let breaker =
-        breaker(&state, state.store.lane_health(lane).await?.map(|row| row.health()), now);
+    let health = state.store.lane_health(lane).await?.map(|row| row.health());
     Ok(Json(StatisticsBody {
-        breaker: Some(breaker),
+        breaker: Some(BreakerBody::of(&state, health, now)),
         ..body(since, &sums, lately, oldest_due, now)
     }))
 }
@@ -144,23 +183,6 @@ pub async fn of_application(
     let lately = state.store.lately(application.uuid()).await?;
     let oldest_due = state.store.oldest_due_of(application).await?;
     Ok(Json(body(since, &sums, lately, oldest_due, state.clock.now())))
-}
-
-fn breaker(state: &ApiState, health: Option<Health>, now: DateTime<Utc>) -> BreakerBody {
-    let open_for = health.and_then(|health| health.open_for);
-    let at = |left: Duration| now + TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX);
-    BreakerBody {
-        state: match open_for {
-            None => "closed",
-            Some(left) if left.is_zero() => "half_open",
-            Some(_) => "open",
-        },
-        failures: health.map_or(0, |health| health.failures),
-        open_until: open_for.filter(|left| !left.is_zero()).map(at),
-        paused_until: health.and_then(|health| health.paused_for).map(at),
-        opens_after: state.breaker.failures,
-        pause_max_seconds: state.breaker.pause_max.as_secs_f64(),
-    }
 }
 
 /// Since when is looked at: what the query says, at most a week ago.

@@ -95,15 +95,20 @@ impl Store {
         .await
     }
 
-    /// How one lane fares, if it does not answer well.
-    pub async fn lane_health(&self, lane: LaneId) -> Result<Option<HealthRow>, StoreError> {
+    /// How these lanes fare, those that do not answer well.
+    pub async fn health_of(&self, lanes: &[LaneId]) -> Result<Vec<HealthRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(concat!(health!(), " where lane_id = $1"))
-                .bind(lane.uuid())
-                .fetch_optional(&self.pool)
+            Ok(sqlx::query_as(concat!(health!(), " where lane_id = any($1)"))
+                .bind(lanes.iter().map(|lane| lane.uuid()).collect::<Vec<_>>())
+                .fetch_all(&self.pool)
                 .await?)
         })
         .await
+    }
+
+    /// How one lane fares, if it does not answer well.
+    pub async fn lane_health(&self, lane: LaneId) -> Result<Option<HealthRow>, StoreError> {
+        Ok(self.health_of(&[lane]).await?.pop())
     }
 
     /// Deletes up to `rows_max` rows that nobody has written for so long and that ask for nothing
