@@ -320,10 +320,12 @@ impl Handover {
     /// Resolves when this request is to be given up.
     pub async fn cut(&self, slot: Slot) {
         loop {
-            self.cut.notified().await;
+            // Told from here on, so that nothing is missed between the look and the wait.
+            let told = self.cut.notified();
             if self.lanes().is_cut(slot) {
                 return;
             }
+            told.await;
         }
     }
 

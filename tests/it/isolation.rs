@@ -1,7 +1,10 @@
 //! No endpoint harms another: with real sockets, and receivers that hang until the test is over.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -83,36 +86,143 @@ async fn hanging_receivers_with_a_backlog_take_nothing_from_others() {
     assert!(hanging < 800, "{hanging}: the set-up itself");
 }
 
-/// Catches: a breaker that does not open, that counts what it holds back as attempts, or that does
-/// not close.
+/// Catches: requests that hang and keep their slots to their deadlines, of lanes that were well and so
+/// had nearly all that there are.
+#[tokio::test]
+async fn who_always_answered_and_hangs_gives_up_its_slots() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let state = hangs.clone();
+    let receiver = Receiver::start(move |_, request| {
+        let hangs = request.path == "/turns" && state.load(Ordering::Relaxed);
+        Answer::status(200).after(Duration::from_secs(if hangs { 3_600 } else { 0 }))
+    })
+    .await;
+    let database = TestDatabase::new().await;
+    let flags = ["--in-flight-max=16", "--lane-in-flight-max=8", "--http-timeout=300"];
+    let app = TestApp::on(database.clone(), &flags).await;
+    subscribe(&app, "well", &receiver.url("/well"), "well").await;
+    for n in 0..16 {
+        subscribe(&app, &format!("turns-{n}"), &receiver.url("/turns"), "turns").await;
+    }
+    for event_type in ["well", "turns"] {
+        let event = publish(&app, event_type).await;
+        app.wait_for(&event, "delivered").await;
+    }
+    hangs.store(true, Ordering::Relaxed);
+    for _ in 0..3 {
+        publish(&app, "turns").await;
+    }
+    eventually("they hang", async || (calls(&receiver, "/turns") >= 16 + 15).then_some(())).await;
+    for _ in 0..5 {
+        let event = publish(&app, "well").await;
+        app.wait_for(&event, "delivered").await;
+    }
+    eventually("half of them are given up at least", async || {
+        let sql =
+            "select count(distinct lane_id) from attempt join delivery_queue using (delivery_id)
+                   where error_message like 'given up early%'";
+        let count: i64 = sqlx::query_scalar(sql).fetch_one(database.store().pool()).await.unwrap();
+        (count >= 8).then_some(())
+    })
+    .await;
+}
+
+/// Catches: a breaker that does not open, that lets through more than probes or has no pauses, that
+/// claims or counts as attempts what it holds back, or that does not close.
 #[tokio::test]
 async fn an_open_breaker_holds_back_what_comes_until_a_probe_succeeds() {
-    let receiver = Receiver::start(|n, _| Answer::status(if n < 6 { 500 } else { 200 })).await;
-    let app =
-        TestApp::with(&["--breaker-failures=3", "--max-attempts=20", "--backoff-max-seconds=0.1"])
-            .await;
+    let is_mended = Arc::new(AtomicBool::new(false));
+    let state = is_mended.clone();
+    let receiver = Receiver::start(move |_, _| {
+        Answer::status(if state.load(Ordering::Relaxed) { 200 } else { 500 })
+    })
+    .await;
+    let database = TestDatabase::new().await;
+    let app = TestApp::on(
+        database.clone(),
+        &["--breaker-failures=3", "--max-attempts=20", "--backoff-max-seconds=0.1"],
+    )
+    .await;
     subscribe(&app, "flaky", &receiver.url("/"), "flaky").await;
     assert_eq!(breaker(&app, "flaky").await["state"], "closed");
     let mut events = vec![publish(&app, "flaky").await];
     let open = eventually("it opens", async || {
         let breaker = breaker(&app, "flaky").await;
-        (breaker["state"] != "closed").then_some(breaker)
+        (breaker["state"] == "open").then_some(breaker)
     })
     .await;
-    assert!(open["failures"].as_u64() >= Some(3), "{open}");
+    assert!(open["failures"].as_u64() >= Some(3) && open["open_until"].is_string(), "{open}");
     assert_eq!((&open["opens_after"], &open["pause_max_seconds"]), (&json!(3), &json!(60.0)));
     for _ in 0..9 {
         events.push(publish(&app, "flaky").await);
     }
+    let (_, told) = app.get("/subscriptions/flaky/diagnosis").await;
+    assert!(told["breaker"]["state"] != "closed", "{told}");
+    assert!(told["steps"].to_string().contains("breaker"), "{told}");
+    let explained = eventually("why it waits is told", async || {
+        let (_, page) = app.get(&format!("/events/{}/explain", events[9])).await;
+        let detail = page["data"][0]["detail"].as_str().unwrap_or_default().to_owned();
+        detail.contains("breaker").then_some(detail)
+    });
+    assert!(explained.await.starts_with("it waits to be sent; but "), "{told}");
+    eventually("it is half-open", async || {
+        (breaker(&app, "flaky").await["state"] == "half_open").then_some(())
+    })
+    .await;
+    // Probes, each of one request.
+    eventually("two of them fail", async || (receiver.count() == 5).then_some(())).await;
+    let claimed: i64 = sqlx::query_scalar("select sum(claim_number) from delivery_queue")
+        .fetch_one(database.store().pool())
+        .await
+        .unwrap();
+    is_mended.store(true, Ordering::Relaxed);
     let mut attempts = 0;
     for event in &events {
         attempts += app.wait_for(event, "delivered").await["attempt_count"].as_u64().unwrap();
     }
-    assert_eq!(attempts, 6 + 10, "each failure was one attempt, and nothing else was one");
+    let at: Vec<Instant> = receiver.received().iter().map(|request| request.at).collect();
+    let failed = u64::try_from(at.len()).unwrap() - 10;
+    assert_eq!(attempts, failed + 10, "each failure was one attempt, and nothing else was one");
+    assert!((5..=6).contains(&failed) && claimed <= 6, "{failed} failures, {claimed} claims");
+    // A second, two, four: a quarter less at most, and what answering takes.
+    for (n, pause_ms) in [(3, 700), (4, 1_450), (5, 2_950)] {
+        let pause = at[n] - at[n - 1];
+        assert!(pause >= Duration::from_millis(pause_ms), "{n}: {pause:?}");
+    }
     eventually("it closes", async || {
         (breaker(&app, "flaky").await["state"] == "closed").then_some(())
     })
     .await;
+}
+
+/// Catches: a breaker of which the next process knows nothing, or probes that each of several processes
+/// makes for itself.
+#[tokio::test]
+async fn an_open_breaker_stays_open_in_the_next_process_and_in_others() {
+    let receiver = Receiver::always(500).await;
+    let database = TestDatabase::new().await;
+    let flags = ["--breaker-failures=3", "--max-attempts=20", "--backoff-max-seconds=0.1"];
+    let app = TestApp::on(database.clone(), &flags).await;
+    subscribe(&app, "down", &receiver.url("/"), "down").await;
+    for _ in 0..5 {
+        publish(&app, "down").await;
+    }
+    // The pauses are 8 s and more then, and both processes have heard of it.
+    let known = async || breaker(&app, "down").await["failures"].as_u64() >= Some(6);
+    eventually("it is known", async || known().await.then_some(())).await;
+    app.stop().await;
+    let before = receiver.count();
+    let one = TestApp::on(database.clone(), &flags).await;
+    let two = TestApp::on(database.clone(), &flags).await;
+    for app in [&one, &two] {
+        publish(app, "down").await;
+    }
+    eventually("it is probed", async || (receiver.count() > before).then_some(())).await;
+    let failures = async || breaker(&one, "down").await["failures"].as_u64();
+    eventually("that is told", async || (failures().await > Some(6)).then_some(())).await;
+    // Both wait for the end of the next pause now.
+    let at = receiver.received().iter().map(|request| request.at).collect::<Vec<_>>();
+    assert_eq!(at.len(), before + 1, "one probe, of one of them");
 }
 
 /// Catches: what one process knows of a lane and the next one does not.

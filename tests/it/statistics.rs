@@ -37,8 +37,10 @@ async fn what_was_done_is_counted_by_lane_and_application() {
     })
     .await;
     let database = TestDatabase::new().await;
-    let one = TestApp::on(database.clone(), &["--max-attempts=2"]).await;
-    let other = TestApp::on(database, &["--max-attempts=2"]).await;
+    // No pauses: twenty failures would take minutes.
+    let flags = ["--max-attempts=2", "--breaker-failures=0"];
+    let one = TestApp::on(database.clone(), &flags).await;
+    let other = TestApp::on(database, &flags).await;
     for (uid, path) in [("well", "/200"), ("bad", "/503")] {
         let body =
             json!({"uid": uid, "target_url": receiver.url(path), "event_types": ["all", uid]});

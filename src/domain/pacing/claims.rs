@@ -20,6 +20,10 @@ pub(super) const MARK_SLACK: chrono::Duration = chrono::Duration::seconds(5);
 /// After this long a low-water mark is forgotten, so that a row below it (skipped because it was
 /// locked, say) waits no longer than this.
 pub(super) const MARK_AGE_MAX: Duration = Duration::from_secs(10);
+/// How long after the end of an open breaker's pause a process probes that is not the one which the lane
+/// ranks first: if that one has not been heard of by then, its probe may be lost. Longer than a probe
+/// that hangs takes by default.
+const PROBE_OF_OTHERS: Duration = Duration::from_secs(30);
 /// The least time from a claim of a limited lane that brought nothing to the next.
 const LIMITED_PAUSE: Duration = Duration::from_millis(20);
 /// How far ahead claims take the times of a lane with a rate: enough that they come together, and few
@@ -291,7 +295,9 @@ impl<T: Held> Lanes<T> {
             lane.due = None;
         }
         let has_room = lane.held() <= lane.target(&self.limits, spare) / 2;
-        let quiet = lane.quiet_until();
+        let is_first = self.members.is_first(id);
+        let probe = lane.open_until.map(|at| if is_first { at } else { at + PROBE_OF_OTHERS });
+        let quiet = lane.paused_until.max(probe);
         let wanted = lane
             .due
             .filter(|_| has_room && !lane.is_claiming)

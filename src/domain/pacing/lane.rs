@@ -51,6 +51,16 @@ pub enum Source {
     Sip,
 }
 
+/// What a lane is held to beside its class, after it was quiet or hung.
+#[derive(Debug, Clone, Copy, Default)]
+struct Caution {
+    /// The next answer is to show how it is; until then no request goes beside another.
+    is_probed: bool,
+    /// It has not answered well and quickly since it was quiet: it gets its window, which grows with its
+    /// answers, and nothing of what is spare.
+    recovers: bool,
+}
+
 /// A lane, as this process knows it.
 #[derive(Debug)]
 pub struct Lane<T> {
@@ -64,8 +74,7 @@ pub struct Lane<T> {
     pub last_success: Option<Instant>,
     /// It takes long, and takes it.
     pub answers_slowly: bool,
-    /// The next answer is to show how it is; until then no request goes beside another.
-    is_probed: bool,
+    caution: Caution,
     /// The receiver asked for quiet.
     pub paused_until: Option<Instant>,
     /// The breaker is open.
@@ -114,7 +123,7 @@ impl<T> Lane<T> {
             last_failure: None,
             last_success: None,
             answers_slowly: false,
-            is_probed: false,
+            caution: Caution::default(),
             paused_until: None,
             open_until: None,
             limit: LaneLimit::default(),
@@ -152,9 +161,10 @@ impl<T> Lane<T> {
     /// are: so one receiver that fails now and then is not made slow where there is room.
     pub fn width(&self, limits: &Limits, spare: usize) -> usize {
         let width = match self.class {
-            _ if self.is_probed => 1,
+            _ if self.caution.is_probed => 1,
             Class::Proven => self.window,
             Class::Unproven => 1,
+            Class::Suspect if self.caution.recovers => self.window,
             Class::Suspect => self.window.max(spare),
         };
         width.min(limits.lane_in_flight_max).max(1).min(self.share)
@@ -171,25 +181,27 @@ impl<T> Lane<T> {
         (limits, is_calm): (&Limits, bool),
     ) -> Change {
         let is_slow = now.saturating_duration_since(began) >= SLOW;
-        let was_bad = self.is_bad();
+        let (was_bad, was_full) = (self.is_bad(), self.in_flight >= self.window);
         let mut gives_back = false;
         match verdict {
             Verdict::Healthy => {
-                self.succeed(is_slow, now, (limits, is_calm));
+                self.succeed(is_slow, now, (limits, is_calm, was_full));
             }
             Verdict::Unsent => return Change { gives_back: false, is_news: false },
             Verdict::Refused => {
                 self.failures = 0;
                 self.open_until = None;
-                self.is_probed = self.paused_until.is_some_and(|until| now < until);
+                self.caution.is_probed = self.paused_until.is_some_and(|until| now < until);
                 if self.class == Class::Unproven {
                     self.become_suspect();
+                }
+                if self.caution.recovers && was_full {
+                    self.widen(now, limits);
                 }
             }
             Verdict::Paused(pause) => {
                 self.paused_until = self.paused_until.max(Some(now + pause));
-                self.become_suspect();
-                self.is_probed = true;
+                self.begin_anew();
                 gives_back = true;
             }
             Verdict::Failing | Verdict::Hung => {
@@ -204,24 +216,40 @@ impl<T> Lane<T> {
         Change { gives_back, is_news: was_bad || self.is_bad() }
     }
 
-    fn succeed(&mut self, is_slow: bool, now: Instant, (limits, is_calm): (&Limits, bool)) {
-        let was_full = self.in_flight >= self.window;
+    fn succeed(
+        &mut self,
+        is_slow: bool,
+        now: Instant,
+        (limits, is_calm, was_full): (&Limits, bool, bool),
+    ) {
         self.last_success = Some(now);
         self.failures = 0;
         self.open_until = None;
         self.paused_until = self.paused_until.filter(|&until| now < until);
-        self.is_probed = self.paused_until.is_some();
+        self.caution.is_probed = self.paused_until.is_some();
         self.answers_slowly = is_slow;
         if is_slow {
             self.class = Class::Suspect;
+            if self.caution.is_probed {
+                return;
+            }
             let wider = if is_calm { self.window + 1 } else { self.window / 2 };
             self.window = wider.clamp(1, limits.lane_in_flight_max);
             return;
         }
         self.class = Class::Proven;
         self.source = Source::Born;
+        self.caution.recovers &= self.caution.is_probed;
+        if was_full {
+            self.widen(now, limits);
+        }
+    }
+
+    /// Gives it more requests at a time if it has more to send; not while it is to be quiet: what was
+    /// under way then shows how it was before.
+    fn widen(&mut self, now: Instant, limits: &Limits) {
         let has_more = !self.queued.is_empty() || self.due.is_some_and(|due| due <= now);
-        if was_full && has_more {
+        if has_more && !self.caution.is_probed {
             self.window = (self.window * 2).min(limits.lane_in_flight_max);
         }
     }
@@ -243,13 +271,13 @@ impl<T> Lane<T> {
             self.become_suspect();
         }
         // Who answers, if only with an error, hangs no longer.
-        self.is_probed = is_hung;
+        self.caution.is_probed = is_hung;
         let opens = limits.breaker.failures > 0 && self.failures >= limits.breaker.failures;
         if opens {
             let doublings = u32::from(self.failures - limits.breaker.failures).min(16);
-            let pause = (BREAKER_PAUSE * 2_u32.pow(doublings)).min(limits.breaker.pause_max);
-            self.open_until = Some(now + pause.mul_f64(0.75 + jitter / 2.0));
-            self.is_probed = true;
+            let pause = (BREAKER_PAUSE * 2_u32.pow(doublings)).mul_f64(0.75 + jitter / 2.0);
+            self.open_until = Some(now + pause.min(limits.breaker.pause_max));
+            self.begin_anew();
         }
         is_hung || opens
     }
@@ -257,7 +285,15 @@ impl<T> Lane<T> {
     /// A request has been under way for long, and there is no answer yet.
     pub fn hang(&mut self) {
         self.become_suspect();
-        self.is_probed = true;
+        self.caution.is_probed = true;
+    }
+
+    /// It is to be quiet, and begins with one request afterwards.
+    fn begin_anew(&mut self) {
+        self.answers_slowly = false;
+        self.become_suspect();
+        self.caution.is_probed = true;
+        self.caution.recovers = true;
     }
 
     fn become_suspect(&mut self) {
@@ -285,11 +321,8 @@ impl<T> Lane<T> {
         self.failures = failures;
         self.open_until = open;
         if failures >= FAILURES_OF_A_SUSPECT || open.is_some() || paused.is_some() {
-            self.become_suspect();
-            self.is_probed = true;
-        } else {
-            // It is well again elsewhere. It shows here with the first answer.
-            self.is_probed = false;
+            self.begin_anew();
         }
+        // If it is well again elsewhere, that shows here with the first answer.
     }
 }

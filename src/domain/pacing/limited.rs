@@ -38,15 +38,24 @@ impl Members {
         Self { me: Some(me), all }
     }
 
+    /// Whether this process is the one that a lane ranks first. Nobody is while it joins.
+    pub(super) fn is_first(&self, lane: LaneId) -> bool {
+        self.rank(lane) == Some(0)
+    }
+
+    /// Rendezvous hashing: where one comes or goes, no other's rank changes towards a third.
+    fn rank(&self, lane: LaneId) -> Option<usize> {
+        let me = self.me?;
+        let own = (weight(lane, me), me);
+        Some(self.all.iter().filter(|&&one| (weight(lane, one), one) > own).count())
+    }
+
     /// How many requests at a time this process may have of a lane.
     pub(super) fn share(&self, lane: LaneId, limit: &LaneLimit) -> usize {
         if !limit.bounds() {
             return usize::MAX;
         }
-        let Some(me) = self.me else { return 0 };
-        let own = (weight(lane, me), me);
-        // Rendezvous hashing: where one comes or goes, no other's rank changes towards a third.
-        let rank = self.all.iter().filter(|&&one| (weight(lane, one), one) > own).count();
+        let Some(rank) = self.rank(lane) else { return 0 };
         let whole = limit.max_in_flight.map_or(usize::MAX, |most| most as usize);
         if limit.pace.is_some() {
             return if rank == 0 { whole } else { 0 };
@@ -159,9 +168,10 @@ impl<T: Held> Lanes<T> {
             return false;
         }
         self.members = members;
-        let limited = self.by_id.iter().filter(|(_, lane)| lane.limit.bounds());
-        let limited: Vec<LaneId> = limited.map(|(&id, _)| id).collect();
-        for id in limited {
+        let is_meant = |lane: &Lane<T>| lane.limit.bounds() || lane.open_until.is_some();
+        let meant = self.by_id.iter().filter(|(_, lane)| is_meant(lane));
+        let meant: Vec<LaneId> = meant.map(|(&id, _)| id).collect();
+        for id in meant {
             self.set_share(id);
         }
         true

@@ -248,6 +248,145 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
 }
 
 #[test]
+fn the_longest_pause_is_that_whatever_the_dice_say() {
+    let mut lane = Lane::<Delivery>::new(of(lane(1)));
+    let mut now = Instant::now();
+    for _ in 0..20 {
+        now += SECOND;
+        lane.conclude(Verdict::Failing, now, now + MS, 1.0, (&LIMITS, true));
+    }
+    assert_eq!(lane.open_until, Some(now + MS + 60 * SECOND));
+}
+
+#[test]
+fn what_was_quiet_begins_with_one_and_doubles_with_each_round() {
+    let quiet: [fn(&mut Bench); 3] = [
+        |bench| {
+            bench.finish(1, Verdict::Paused(SECOND));
+            // What was under way shows how it was before.
+            bench.finish_all(1, Verdict::Healthy);
+        },
+        |bench| {
+            for _ in 0..5 {
+                bench.later(MS);
+                let began = bench.now;
+                bench.lanes.change(lane(1), |lane| {
+                    lane.conclude(Verdict::Failing, began, began, 0.5, (&LIMITS, true))
+                });
+            }
+            bench.finish_all(1, Verdict::Unsent);
+        },
+        |bench| {
+            bench.finish_all(1, Verdict::Unsent);
+            let open_for = Some(SECOND);
+            let (lane, application) = (lane(1), of(lane(1)));
+            let health = Health { lane, application, failures: 5, open_for, paused_for: None };
+            bench.lanes.learn(&health, bench.now);
+        },
+    ];
+    for (n, go_quiet) in quiet.into_iter().enumerate() {
+        for first in [Verdict::Healthy, Verdict::Refused] {
+            let mut bench = Bench::new();
+            bench.prove(1);
+            bench.fill(1, 20);
+            assert_eq!(bench.start().len(), 8);
+            bench.later(MS);
+            go_quiet(&mut bench);
+            bench.later(2 * SECOND);
+            bench.lanes.drain_queued();
+            bench.due(1);
+            assert_eq!(bench.width(1), 1, "{n} {first:?}");
+            let mut widths = Vec::new();
+            for _ in 0..4 {
+                bench.take(1);
+                assert_eq!(bench.start().len(), bench.width(1));
+                widths.push(bench.width(1));
+                bench.later(MS);
+                bench.conclude(1, first);
+                let others = bench.under_way.len();
+                (0..others).for_each(|_| assert_eq!(bench.conclude(1, Verdict::Unsent), 0));
+                (0..=others).for_each(|_| bench.lanes.free(lane(1), 10));
+                bench.lanes.drain_queued();
+                bench.later(200 * MS);
+            }
+            assert_eq!(widths, [1, 2, 4, 8], "{n} {first:?}");
+        }
+    }
+}
+
+#[test]
+fn who_answers_slowly_and_asks_for_quiet_begins_with_one() {
+    let mut bench = Bench::new();
+    bench.prove(1);
+    bench.fill(1, 20);
+    assert_eq!(bench.start().len(), 8);
+    bench.later(SECOND);
+    bench.lanes.look_at_slow(bench.now);
+    (0..7).for_each(|_| assert_eq!(bench.finish(1, Verdict::Healthy), 0));
+    assert!(bench.width(1) > 2, "slow, and taking it");
+    bench.finish(1, Verdict::Paused(SECOND));
+    bench.later(SECOND);
+    bench.due(1);
+    bench.take(1);
+    assert_eq!(bench.start(), [1]);
+    bench.later(MS);
+    bench.finish(1, Verdict::Healthy);
+    assert_eq!(bench.width(1), 2);
+}
+
+/// Catches: a breaker that opens before its lane counts as suspect, so that all that it had goes at
+/// once after one probe.
+#[test]
+fn a_breaker_that_opens_at_the_first_failure_starts_slowly_too() {
+    let breaker = Breaker { failures: 1, ..LIMITS.breaker };
+    let mut bench = Bench::within(Limits { breaker, ..LIMITS });
+    bench.prove(1);
+    bench.later(MS);
+    bench.pass(1, Verdict::Failing);
+    assert_eq!(bench.class(1), Class::Suspect);
+    bench.later(2 * SECOND);
+    assert_eq!(bench.fill(1, 1), 0, "nothing is born claimed");
+    bench.due(1);
+    assert_eq!(bench.plan(), [(1, 1)]);
+}
+
+#[test]
+fn of_several_processes_the_first_of_a_lane_probes_it() {
+    let planned = |me: i32| {
+        let mut bench = Bench::new();
+        bench.lanes.set_members(Members::of(me, vec![1, 2, 3]));
+        let (lane, application) = (lane(1), of(lane(1)));
+        let open_for = Some(SECOND);
+        let health = Health { lane, application, failures: 5, open_for, paused_for: None };
+        bench.lanes.learn(&health, bench.now);
+        bench.due(1);
+        bench.later(SECOND);
+        let first = bench.plan().len();
+        bench.later(29 * SECOND);
+        let before = bench.plan().len();
+        bench.later(SECOND);
+        let after = bench.plan().len();
+        assert_eq!(first + before + after, 1);
+        assert_eq!(before, 0);
+        first
+    };
+    assert_eq!([1, 2, 3].map(planned).iter().sum::<usize>(), 1);
+
+    let mut bench = Bench::new();
+    bench.lanes.set_members(Members::joining());
+    let (lane, application) = (lane(1), of(lane(1)));
+    let health =
+        Health { lane, application, failures: 5, open_for: Some(SECOND), paused_for: None };
+    bench.lanes.learn(&health, bench.now);
+    bench.due(1);
+    bench.later(2 * SECOND);
+    assert!(bench.plan().is_empty(), "others may be first");
+    bench.lanes.set_members(Members::of(1, vec![1]));
+    bench.later(200 * MS);
+    assert_eq!(bench.plan(), [(1, 1)]);
+}
+
+#[test]
 fn who_refuses_is_there_and_its_breaker_stays_closed() {
     let mut bench = Bench::new();
     bench.pass(1, Verdict::Healthy);
@@ -315,10 +454,10 @@ fn what_one_knows_of_a_lane_another_can_learn() {
     assert_eq!((bench.class(1), bench.fill(1, 1)), (Class::Suspect, 0));
     bench.due(1);
     assert_eq!(bench.lanes.next_due(bench.now), Some(bench.now + 9 * SECOND));
-    // Elsewhere the probe went well.
+    // Elsewhere the probe went well: here, too, one goes first.
     let well = Health { failures: 0, open_for: None, ..health };
     bench.lanes.learn(&well, bench.now);
-    assert_eq!(bench.plan(), [(1, 4)]);
+    assert_eq!(bench.plan(), [(1, 1)]);
     // And of one that is well nothing has to be remembered.
     bench.lanes.learn(&Health { lane: lane(2), ..well }, bench.now);
     assert!(!bench.lanes.by_id.contains_key(&lane(2)));

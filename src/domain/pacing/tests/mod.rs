@@ -122,6 +122,13 @@ impl Bench {
         returned
     }
 
+    /// Ends all that is under way to a lane; of what waits nothing goes back.
+    fn finish_all(&mut self, n: u128, verdict: Verdict) {
+        while self.under_way.iter().any(|(id, _)| *id == lane(n)) {
+            assert_eq!(self.finish(n, verdict), 0);
+        }
+    }
+
     /// One delivery from beginning to end.
     fn pass(&mut self, n: u128, verdict: Verdict) -> usize {
         assert_eq!(self.fill(n, 1), 1);
@@ -150,6 +157,20 @@ impl Bench {
 
     fn width(&self, n: u128) -> usize {
         self.lanes.by_id[&lane(n)].width(&LIMITS, self.lanes.spare())
+    }
+
+    /// Claims what one lane may have, as if there were enough of it; takes what is pushed.
+    fn take(&mut self, n: u128) {
+        let plan = self.lanes.plan_claim(self.now, 16, 32);
+        assert_eq!(plan.len(), 1);
+        for part in plan {
+            assert_eq!(part.lane, lane(n));
+            let bytes = 10 * part.quota;
+            let got = Claimed { taken: part.quota, left: 0, bytes, last_due: None };
+            self.lanes.settle_claim(&part, &got, self.now);
+            (0..part.quota)
+                .for_each(|_| self.lanes.push(Delivery(part.lane, None), self.now).unwrap());
+        }
     }
 
     fn due(&mut self, n: u128) {
