@@ -183,8 +183,9 @@ impl Client {
         let uri = url.as_str().parse::<Uri>().map_err(ConnectionError::internal)?;
         // Boxed: it is rare, and would make every exchange some kibibytes larger.
         let mut connection = match Box::pin(connector.open(uri.clone())).await {
-            // What rests holds descriptors that are wanted here.
-            Err(error) if is_out_of_files(error.cause.as_ref()) && pool.close_all() => {
+            // What rests holds descriptors that are wanted here; or another request has freed them.
+            Err(error) if is_out_of_files(error.cause.as_ref()) => {
+                pool.close_all();
                 Box::pin(connector.open(uri)).await?
             }
             opened => opened?,

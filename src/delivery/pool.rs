@@ -73,13 +73,13 @@ impl<C> Pool<C> {
         drop((surplus, eldest));
     }
 
-    /// Closes all that rests; tells whether there was any.
-    pub fn close_all(&self) -> bool {
+    /// Closes all that rests.
+    pub fn close_all(&self) {
         let mut idle = self.idle();
         idle.by_origin.clear();
         let closed = std::mem::take(&mut idle.resting);
         drop(idle);
-        !closed.is_empty()
+        drop(closed);
     }
 
     /// Closes what has rested for too long.

@@ -195,6 +195,7 @@ impl Facts {
 /// Why the lanes of deliveries that wait are left in peace, of those that are.
 struct HeldBack {
     application: ApplicationId,
+    now: DateTime<Utc>,
     because: HashMap<LaneId, String>,
 }
 
@@ -206,19 +207,21 @@ impl HeldBack {
     ) -> Result<Self, StoreError> {
         let pending = rows.iter().filter(|row| row.state == DeliveryState::Pending.as_str());
         let lanes: Vec<_> = pending.filter_map(|row| lane_of(row, application)).collect();
-        let mut because = HashMap::new();
+        let (now, mut because) = (state.clock.now(), HashMap::new());
         if !lanes.is_empty() {
-            let now = state.clock.now();
             for health in state.store.health_of(&lanes).await?.iter().map(HealthRow::health) {
                 let words = BreakerBody::of(state, Some(health), now).in_words();
                 because.extend(words.map(|words| (health.lane, words)));
             }
         }
-        Ok(Self { application, because })
+        Ok(Self { application, now, because })
     }
 
-    /// Why this delivery waits beyond its time.
+    /// Why this delivery waits beyond its time, if it does.
     fn because(&self, row: &DeliveryRow) -> Option<&str> {
+        if row.next_attempt_at.is_some_and(|at| at > self.now) {
+            return None;
+        }
         Some(self.because.get(&lane_of(row, self.application)?)?)
     }
 }

@@ -191,12 +191,12 @@ impl<T> Lane<T> {
             Verdict::Refused => {
                 self.failures = 0;
                 self.open_until = None;
-                self.caution.is_probed = self.paused_until.is_some_and(|until| now < until);
+                self.end_pause(now);
                 if self.class == Class::Unproven {
                     self.become_suspect();
                 }
-                if self.caution.recovers && was_full {
-                    self.widen(now, limits);
+                if self.caution.recovers && !is_slow && is_calm {
+                    self.widen(was_full, now, limits);
                 }
             }
             Verdict::Paused(pause) => {
@@ -225,8 +225,7 @@ impl<T> Lane<T> {
         self.last_success = Some(now);
         self.failures = 0;
         self.open_until = None;
-        self.paused_until = self.paused_until.filter(|&until| now < until);
-        self.caution.is_probed = self.paused_until.is_some();
+        self.end_pause(now);
         self.answers_slowly = is_slow;
         if is_slow {
             self.class = Class::Suspect;
@@ -239,19 +238,33 @@ impl<T> Lane<T> {
         }
         self.class = Class::Proven;
         self.source = Source::Born;
-        self.caution.recovers &= self.caution.is_probed;
-        if was_full {
-            self.widen(now, limits);
+        if !self.widen(was_full, now, limits) {
+            self.caution.recovers &= self.caution.is_probed;
         }
     }
 
-    /// Gives it more requests at a time if it has more to send; not while it is to be quiet: what was
-    /// under way then shows how it was before.
-    fn widen(&mut self, now: Instant, limits: &Limits) {
+    /// It has answered: it is quiet only as long as it asked for that.
+    fn end_pause(&mut self, now: Instant) {
+        self.paused_until = self.paused_until.filter(|&until| now < until);
+        self.caution.is_probed = self.paused_until.is_some();
+    }
+
+    /// Gives it more requests at a time if it has more to send: twice as many if all were under way,
+    /// while it recovers one for each answer, and so twice as many with each round of them. Not while it
+    /// is to be quiet: what was under way then shows how it was before. Tells whether there is more to
+    /// come.
+    fn widen(&mut self, was_full: bool, now: Instant, limits: &Limits) -> bool {
         let has_more = !self.queued.is_empty() || self.due.is_some_and(|due| due <= now);
-        if has_more && !self.caution.is_probed {
-            self.window = (self.window * 2).min(limits.lane_in_flight_max);
+        if self.caution.is_probed || !has_more {
+            return false;
         }
+        if self.caution.recovers {
+            self.window += 1;
+        } else if was_full {
+            self.window *= 2;
+        }
+        self.window = self.window.min(limits.lane_in_flight_max);
+        self.window < limits.lane_in_flight_max
     }
 
     fn fail(
@@ -313,14 +326,27 @@ impl<T> Lane<T> {
 
     /// Takes what another process, or an earlier life of this one, knew of it; not if it is known
     /// better here.
-    pub fn learn(&mut self, failures: u16, open: Option<Instant>, paused: Option<Instant>) {
+    pub fn learn(
+        &mut self,
+        failures: u16,
+        (open, paused): (Option<Instant>, Option<Instant>),
+        now: Instant,
+    ) {
         self.paused_until = self.paused_until.max(paused);
+        if paused.is_some() {
+            self.begin_anew();
+        }
         if self.in_flight > 0 {
             return;
         }
         self.failures = failures;
-        self.open_until = open;
-        if failures >= FAILURES_OF_A_SUSPECT || open.is_some() || paused.is_some() {
+        // The same may be heard again; what is over was over when it was known first.
+        let is_known =
+            self.open_until.zip(open).is_some_and(|(known, told)| known.max(told) <= now);
+        if !is_known {
+            self.open_until = open;
+        }
+        if failures >= FAILURES_OF_A_SUSPECT || open.is_some() {
             self.begin_anew();
         }
         // If it is well again elsewhere, that shows here with the first answer.

@@ -38,7 +38,7 @@ impl Members {
         Self { me: Some(me), all }
     }
 
-    /// Whether this process is the one that a lane ranks first. Nobody is while it joins.
+    /// Whether this process is the one that a lane ranks first. Not while it joins: another may be.
     pub(super) fn is_first(&self, lane: LaneId) -> bool {
         self.rank(lane) == Some(0)
     }

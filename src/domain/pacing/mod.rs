@@ -377,7 +377,8 @@ impl<T: Held> Lanes<T> {
             return Vec::new();
         }
         self.change(id, |lane| {
-            lane.learn(health.failures, at(health.open_for), at(health.paused_for));
+            let until = (at(health.open_for), at(health.paused_for));
+            lane.learn(health.failures, until, now);
         });
         let is_quiet = self.by_id[&id].is_quiet(now);
         let returned = if is_quiet { self.take_queued(id, 0) } else { Vec::new() };
@@ -398,6 +399,7 @@ impl<T: Held> Lanes<T> {
                 || lane.is_quiet(now)
                 || lane.next_at.is_some_and(|at| now < at)
                 || (!is_crowded && is_recent(lane.last_success))
+                || is_recent(lane.open_until)
                 || is_recent(lane.last_failure);
             if !is_kept {
                 count_of[lane.class as usize] -= 1;

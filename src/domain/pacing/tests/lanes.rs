@@ -260,7 +260,7 @@ fn the_longest_pause_is_that_whatever_the_dice_say() {
 
 #[test]
 fn what_was_quiet_begins_with_one_and_doubles_with_each_round() {
-    let quiet: [fn(&mut Bench); 3] = [
+    let quiet: [fn(&mut Bench); 4] = [
         |bench| {
             bench.finish(1, Verdict::Paused(SECOND));
             // What was under way shows how it was before.
@@ -283,6 +283,14 @@ fn what_was_quiet_begins_with_one_and_doubles_with_each_round() {
             let health = Health { lane, application, failures: 5, open_for, paused_for: None };
             bench.lanes.learn(&health, bench.now);
         },
+        // Another process was asked for quiet.
+        |bench| {
+            let (lane, application) = (lane(1), of(lane(1)));
+            let paused_for = Some(SECOND);
+            let health = Health { lane, application, failures: 0, open_for: None, paused_for };
+            bench.lanes.learn(&health, bench.now);
+            bench.finish_all(1, Verdict::Healthy);
+        },
     ];
     for (n, go_quiet) in quiet.into_iter().enumerate() {
         for first in [Verdict::Healthy, Verdict::Refused] {
@@ -302,10 +310,7 @@ fn what_was_quiet_begins_with_one_and_doubles_with_each_round() {
                 assert_eq!(bench.start().len(), bench.width(1));
                 widths.push(bench.width(1));
                 bench.later(MS);
-                bench.conclude(1, first);
-                let others = bench.under_way.len();
-                (0..others).for_each(|_| assert_eq!(bench.conclude(1, Verdict::Unsent), 0));
-                (0..=others).for_each(|_| bench.lanes.free(lane(1), 10));
+                bench.finish_all(1, first);
                 bench.lanes.drain_queued();
                 bench.later(200 * MS);
             }
@@ -371,6 +376,29 @@ fn of_several_processes_the_first_of_a_lane_probes_it() {
         first
     };
     assert_eq!([1, 2, 3].map(planned).iter().sum::<usize>(), 1);
+
+    // The same is heard again every while: it is over since it was over.
+    let mut bench = Bench::new();
+    bench.lanes.set_members(Members::of(1, vec![1, 2, 3, 4, 5, 6, 7, 8]));
+    let strange = (1..).map(lane).take(99).find(|&id| !bench.lanes.members.is_first(id)).unwrap();
+    let application = of(strange);
+    let mut health = Health {
+        lane: strange,
+        application,
+        failures: 5,
+        open_for: Some(SECOND),
+        paused_for: None,
+    };
+    bench.lanes.learn(&health, bench.now);
+    bench.lanes.note_due(strange, application, bench.now);
+    health.open_for = Some(Duration::ZERO);
+    for _ in 0..15 {
+        bench.later(2 * SECOND);
+        bench.lanes.learn(&health, bench.now);
+        assert!(bench.plan().is_empty());
+    }
+    bench.later(SECOND);
+    assert_eq!(bench.plan().len(), 1);
 
     let mut bench = Bench::new();
     bench.lanes.set_members(Members::joining());
