@@ -18,9 +18,9 @@ use super::{
 };
 use crate::{
     domain::{
-        ApplicationId, DeliveryState, EventDocument, EventId, EventType, EventTypePatterns, Filter,
-        LaneId, Payload, Permission, SubscriptionId, TargetUrl, event::Metadata,
-        subscription::DisabledBecause,
+        ApplicationId, DeliveryId, DeliveryState, EventDocument, EventId, EventType,
+        EventTypePatterns, Filter, LaneId, Payload, Permission, SubscriptionId, TargetUrl,
+        event::Metadata, subscription::DisabledBecause,
     },
     store::{
         StoreError,
@@ -140,7 +140,7 @@ pub async fn show(
     let (mut data, mut next_cursor) = (Vec::new(), None);
     if matches!(event.route.as_deref(), Some("target" | "targets" | "default")) {
         let rows = state.store.deliveries_of(application, id, Which::ToTargets).await?;
-        let held_back = HeldBack::of(&state, application, &rows).await?;
+        let held_back = held_back(&state, application, &rows).await?;
         data.extend(rows.into_iter().map(|row| VerdictBody::of_target(row, &held_back)));
     } else {
         let rows = state
@@ -152,7 +152,7 @@ pub async fn show(
         let ids: Vec<_> = rows.iter().map(PastSubscription::id).collect();
         let which = Which::ToSubscriptions(&ids);
         let found = state.store.deliveries_of(application, id, which).await?;
-        let held_back = HeldBack::of(&state, application, &found).await?;
+        let held_back = held_back(&state, application, &found).await?;
         let mut deliveries: HashMap<_, _> =
             found.into_iter().map(|row| (row.subscription_id(), row)).collect();
         let facts = Facts::of(&event);
@@ -192,38 +192,31 @@ impl Facts {
     }
 }
 
-/// Why the lanes of deliveries that wait are left in peace, of those that are.
-struct HeldBack {
+/// Why deliveries wait beyond their time: of those whose lanes are left in peace.
+async fn held_back(
+    state: &ApiState,
     application: ApplicationId,
-    now: DateTime<Utc>,
-    because: HashMap<LaneId, String>,
-}
-
-impl HeldBack {
-    async fn of(
-        state: &ApiState,
-        application: ApplicationId,
-        rows: &[DeliveryRow],
-    ) -> Result<Self, StoreError> {
-        let pending = rows.iter().filter(|row| row.state == DeliveryState::Pending.as_str());
-        let lanes: Vec<_> = pending.filter_map(|row| lane_of(row, application)).collect();
-        let (now, mut because) = (state.clock.now(), HashMap::new());
-        if !lanes.is_empty() {
-            for health in state.store.health_of(&lanes).await?.iter().map(HealthRow::health) {
-                let words = BreakerBody::of(state, Some(health), now).in_words();
-                because.extend(words.map(|words| (health.lane, words)));
-            }
-        }
-        Ok(Self { application, now, because })
+    rows: &[DeliveryRow],
+) -> Result<HashMap<DeliveryId, String>, StoreError> {
+    let now = state.clock.now();
+    let is_due = |row: &&DeliveryRow| {
+        row.state == DeliveryState::Pending.as_str()
+            && row.next_attempt_at.is_none_or(|at| at <= now)
+    };
+    let due = rows.iter().filter(is_due);
+    let due: Vec<_> =
+        due.filter_map(|row| Some((row.delivery_id(), lane_of(row, application)?))).collect();
+    if due.is_empty() {
+        return Ok(HashMap::new());
     }
-
-    /// Why this delivery waits beyond its time, if it does.
-    fn because(&self, row: &DeliveryRow) -> Option<&str> {
-        if row.next_attempt_at.is_some_and(|at| at > self.now) {
-            return None;
-        }
-        Some(self.because.get(&lane_of(row, self.application)?)?)
-    }
+    let lanes: Vec<_> = due.iter().map(|(_, lane)| *lane).collect();
+    let fare = state.store.health_of(&lanes).await?;
+    let fare = fare.iter().map(HealthRow::health);
+    let because: HashMap<_, _> = fare
+        .filter_map(|one| Some((one.lane, BreakerBody::of(state, Some(one), now).in_words()?)))
+        .collect();
+    let held = due.into_iter().filter_map(|(id, lane)| Some((id, because.get(&lane)?.clone())));
+    Ok(held.collect())
 }
 
 /// The lane that a delivery is in: its subscription's, or that of its target's origin.
@@ -235,7 +228,7 @@ fn lane_of(row: &DeliveryRow, application: ApplicationId) -> Option<LaneId> {
 }
 
 impl VerdictBody {
-    fn of_target(row: DeliveryRow, held_back: &HeldBack) -> Self {
+    fn of_target(row: DeliveryRow, held_back: &HashMap<DeliveryId, String>) -> Self {
         let (verdict, detail) = of_delivery(&row, held_back);
         Self {
             subscription_id: None,
@@ -253,7 +246,7 @@ impl VerdictBody {
         row: PastSubscription,
         delivery: Option<DeliveryRow>,
         event: &RoutedEvent,
-        (facts, held_back): (&Facts, &HeldBack),
+        (facts, held_back): (&Facts, &HashMap<DeliveryId, String>),
     ) -> Self {
         let (mut verdict, mut detail, clause) = match &delivery {
             Some(delivery) => {
@@ -287,7 +280,7 @@ impl VerdictBody {
 }
 
 /// What a delivery's state says.
-fn of_delivery(row: &DeliveryRow, held_back: &HeldBack) -> (Verdict, String) {
+fn of_delivery(row: &DeliveryRow, held_back: &HashMap<DeliveryId, String>) -> (Verdict, String) {
     let attempts = match row.attempt_count {
         1 => "1 attempt".to_owned(),
         count => format!("{count} attempts"),
@@ -297,7 +290,8 @@ fn of_delivery(row: &DeliveryRow, held_back: &HeldBack) -> (Verdict, String) {
         (None, Some(class)) => format!("the last attempt failed: {class}"),
         (None, None) => "none has been made yet".to_owned(),
     };
-    let but = held_back.because(row).map(|why| format!("; but {why}")).unwrap_or_default();
+    let but =
+        held_back.get(&row.delivery_id()).map(|why| format!("; but {why}")).unwrap_or_default();
     match DeliveryState::from_name(&row.state) {
         Some(DeliveryState::Delivered) => (Verdict::Delivered, format!("after {attempts}")),
         Some(DeliveryState::Pending) if row.attempt_count > 0 => {

@@ -295,8 +295,9 @@ impl<T: Held> Lanes<T> {
             lane.due = None;
         }
         let has_room = lane.held() <= lane.target(&self.limits, spare) / 2;
-        let is_first = self.members.is_first(id);
-        let probe = lane.open_until.map(|at| if is_first { at } else { at + PROBE_OF_OTHERS });
+        let probe = lane
+            .open_until
+            .map(|at| if self.members.is_first(id) { at } else { at + PROBE_OF_OTHERS });
         let quiet = lane.paused_until.max(probe);
         let wanted = lane
             .due

@@ -189,9 +189,7 @@ impl<T> Lane<T> {
             }
             Verdict::Unsent => return Change { gives_back: false, is_news: false },
             Verdict::Refused => {
-                self.failures = 0;
-                self.open_until = None;
-                self.end_pause(now);
+                self.answer(now);
                 if self.class == Class::Unproven {
                     self.become_suspect();
                 }
@@ -223,9 +221,7 @@ impl<T> Lane<T> {
         (limits, is_calm, was_full): (&Limits, bool, bool),
     ) {
         self.last_success = Some(now);
-        self.failures = 0;
-        self.open_until = None;
-        self.end_pause(now);
+        self.answer(now);
         self.answers_slowly = is_slow;
         if is_slow {
             self.class = Class::Suspect;
@@ -243,8 +239,10 @@ impl<T> Lane<T> {
         }
     }
 
-    /// It has answered: it is quiet only as long as it asked for that.
-    fn end_pause(&mut self, now: Instant) {
+    /// It is there: its breaker closes, and it is quiet only as long as it asked for that.
+    fn answer(&mut self, now: Instant) {
+        self.failures = 0;
+        self.open_until = None;
         self.paused_until = self.paused_until.filter(|&until| now < until);
         self.caution.is_probed = self.paused_until.is_some();
     }

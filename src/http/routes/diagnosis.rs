@@ -29,10 +29,7 @@ fn example() -> Value {
             "at": TIME, "class": "http_status", "message": "answered 404", "status": 404,
         },
         "failing_since": TIME, "failure_streak": 9, "disabled": null,
-        "breaker": {
-            "state": "closed", "failures": 0, "open_until": null, "paused_until": null,
-            "opens_after": 5, "pause_max_seconds": 60.0,
-        },
+        "breaker": super::statistics::breaker(),
         "waiting": {"queued": 3, "parked": 0, "is_exact": true},
         "deliveries_looked_at": 12,
         "failures": [{

@@ -33,11 +33,16 @@ fn example() -> Value {
 
 fn example_of_subscription() -> Value {
     let mut example = example();
-    example["breaker"] = json!({
+    example["breaker"] = breaker();
+    example
+}
+
+/// A breaker, as it is mostly.
+pub fn breaker() -> Value {
+    json!({
         "state": "closed", "failures": 0, "open_until": null, "paused_until": null,
         "opens_after": 5, "pause_max_seconds": 60.0,
-    });
-    example
+    })
 }
 
 pub fn since() -> Parameter {

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::{
-    TestApp, eventually,
+    TestApp,
     raw::{Misdeed, RawReceiver, Reads, Then},
 };
 
@@ -27,14 +27,8 @@ async fn who_ends_before_all_is_sent_ends_as_what_it_did() {
     for (name, reads, bytes, then, class) in cases {
         let receiver = RawReceiver::start(Misdeed::Script(reads, bytes.to_vec(), then)).await;
         let body = json!({"payload": payload, "target_url": receiver.url()});
-        let (status, accepted) = app.post("/events", &body).await;
-        assert_eq!(status, 202, "{name}: {accepted}");
-        let id = accepted["id"].as_str().unwrap();
-        let dead = eventually(name, async || {
-            let event = app.event(id).await;
-            (event["status"] == "dead").then_some(event)
-        })
-        .await;
+        let event = app.publish(body).await;
+        let dead = app.wait_for(&event, "dead").await;
         let delivery = &dead["deliveries"][0];
         let told = &delivery["attempts"][0];
         let told_class = told["error"]["class"].as_str().unwrap_or_default();
