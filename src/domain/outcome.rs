@@ -75,6 +75,27 @@ impl ErrorClass {
         }
     }
 
+    /// The side that failures of this class count against, unless more is known. A `dns` failure
+    /// without an answer of a name server counts against the service.
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::Dns
+            | Self::Connect
+            | Self::Tls
+            | Self::Timeout
+            | Self::HttpStatus
+            | Self::Redirect
+            | Self::ResponseTooLarge
+            | Self::Protocol => Fault::Receiver,
+            Self::BlockedAddress
+            | Self::Signing
+            | Self::Internal
+            | Self::Interrupted
+            | Self::Expired
+            | Self::Cancelled => Fault::Service,
+        }
+    }
+
     /// Reads a name as a filter gives it.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|class| class.as_str() == name)
@@ -87,11 +108,23 @@ impl fmt::Display for ErrorClass {
     }
 }
 
-/// A failed attempt: its class, and a sentence for people.
+/// The side that a failure counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The target: its host, its certificate, its answer.
+    Receiver,
+    /// This service: its settings, its machine, its name servers, its operator. It says nothing about
+    /// the target.
+    Service,
+}
+
+/// A failed attempt: its class, the side that it counts against, and a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The class.
     pub class: ErrorClass,
+    /// The side that it counts against: that of its class, unless more is known.
+    pub fault: Fault,
     /// What happened, at most [`FAILURE_MESSAGE_BYTES_MAX`] bytes, without secrets.
     pub message: String,
 }
@@ -100,13 +133,20 @@ pub struct Failure {
 pub const FAILURE_MESSAGE_BYTES_MAX: usize = 1_024;
 
 impl Failure {
-    /// A failure whose message is cut to [`FAILURE_MESSAGE_BYTES_MAX`].
+    /// A failure whose message is cut to [`FAILURE_MESSAGE_BYTES_MAX`], counted against the side of its
+    /// class.
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > FAILURE_MESSAGE_BYTES_MAX {
             message.truncate(message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX));
         }
-        Self { class, message }
+        Self { class, fault: class.fault(), message }
+    }
+
+    /// The same failure, counted against this side.
+    #[must_use]
+    pub fn counted_against(self, fault: Fault) -> Self {
+        Self { fault, ..self }
     }
 }
 
@@ -212,6 +252,21 @@ mod tests {
         check(503, Some(7), "transient http_status Some(7) throttled");
         check(101, None, "transient http_status None");
         check(999, None, "transient http_status None");
+    }
+
+    #[test]
+    fn failures_count_against_the_side_of_their_class_unless_more_is_known() {
+        for (class, fault) in [
+            (ErrorClass::Dns, Fault::Receiver),
+            (ErrorClass::Tls, Fault::Receiver),
+            (ErrorClass::BlockedAddress, Fault::Service),
+            (ErrorClass::Signing, Fault::Service),
+            (ErrorClass::Internal, Fault::Service),
+        ] {
+            assert_eq!(Failure::new(class, "").fault, fault, "{class}");
+        }
+        let unanswered = Failure::new(ErrorClass::Dns, "").counted_against(Fault::Service);
+        assert_eq!(unanswered.fault, Fault::Service);
     }
 
     #[test]
