@@ -45,6 +45,7 @@ pub mod rerouting;
 mod resealing;
 pub mod routing_changes;
 pub mod runs;
+pub mod schema;
 mod sealing;
 pub mod statistics;
 pub mod subscription_changes;
@@ -195,11 +196,6 @@ impl Store {
         self.pool.unbounded()
     }
 
-    /// Brings the schema up to date. Safe from several processes at once.
-    pub async fn migrate(&self) -> Result<(), MigrateError> {
-        sqlx::migrate!().run(self.pool.unbounded()).await.map_err(MigrateError)
-    }
-
     /// Whether Postgres answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let ping = async { Ok(sqlx::query("select 1").execute(&self.pool).await.map(|_| ())?) };
@@ -211,11 +207,6 @@ impl Store {
         self.pool.close().await;
     }
 }
-
-/// The schema could not be brought up to date.
-#[derive(Debug, thiserror::Error)]
-#[error("the schema could not be brought up to date: {0}")]
-pub struct MigrateError(#[source] sqlx::migrate::MigrateError);
 
 /// Runs a statement with [`STATEMENT_TIMEOUT`] over it.
 async fn bounded<T>(

@@ -12,6 +12,7 @@ mod bad_input;
 mod batch;
 mod by_hand;
 mod commands;
+mod database_access;
 mod delivery;
 mod dispatch;
 mod documents;
