@@ -15,6 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::{
     dns,
     encryption::{self, MAKE_KEY},
+    secrets::Secrets,
     settings::{DEFAULT_SECRET, Days, Role, Seconds, Settings},
     signing,
 };
@@ -228,7 +229,9 @@ impl Settings {
     pub fn check(&self) -> Result<Config, ConfigError> {
         let bind = self.bind()?;
         let database_url = self.database_url();
-        let key = set(self.admin_api_key.as_ref().map(|key| key.0.as_str()));
+        let secrets = self.secrets()?;
+        secrets.check_strength()?;
+        let key = secrets.admin_api_key.as_deref();
         let is_local_default = database_url.is_none() && key.is_none() && bind.ip().is_loopback();
         let addresses = self.addresses(is_local_default)?;
         let retry = self.retry()?;
@@ -244,15 +247,15 @@ impl Settings {
         }
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
         let retention = self.retention(delivery_age_max)?;
-        let (signing_keys, suspicious_keys) = self.signing_keys()?;
+        let (signing_keys, suspicious_keys) = signing_keys(&secrets)?;
         Ok(Config {
             database: self.database()?,
-            encryption: self.encryption(database_url.is_some())?,
+            encryption: encryption(&secrets, database_url.is_some())?,
             bind,
             role: self.role,
             access: self.access(bind, key)?,
             signing_keys,
-            signs_with_default_secret: self.webhook_secret.0 == DEFAULT_SECRET,
+            signs_with_default_secret: secrets.webhook_secret == DEFAULT_SECRET,
             target_url: self.target(is_local_default, &addresses)?,
             addresses,
             dns_servers: dns::servers(set(self.dns_servers.as_deref()))?,
@@ -279,10 +282,10 @@ impl Settings {
                 self.response_body_max,
                 &RESPONSE_BODY_BYTES,
             )?,
-            cms: self.cms()?.map(Box::new),
+            cms: self.cms(secrets.payload_api_key.as_deref())?.map(Box::new),
             cms_log_age_max: self.cms_log_age_max(retention.history)?,
             shutdown_grace: self.shutdown_grace.duration(),
-            warnings: self.warnings(&suspicious_keys),
+            warnings: warnings(&secrets, &suspicious_keys),
         })
     }
 
@@ -335,33 +338,15 @@ impl Settings {
         Ok(Database::Private { data_dir, path: around.path.clone() })
     }
 
-    fn encryption(&self, is_required: bool) -> Result<Option<SealingKeys>, ConfigError> {
-        match set(self.encryption_key.as_ref().map(|keys| keys.0.as_str())) {
-            Some(list) => encryption::keys(list).map(Some),
-            None if is_required => Err(ConfigError::NoEncryptionKey),
-            None => Ok(None),
-        }
-    }
-
     fn access(&self, bind: SocketAddr, key: Option<&str>) -> Result<Access, ConfigError> {
         match key {
             Some(_) if self.allow_unauthenticated => Err(ConfigError::KeyAndNoKey),
-            Some(_) if self.webhook_secret.0 == DEFAULT_SECRET => Err(ConfigError::DefaultSecret),
             Some(key) => Ok(Access::Key(AdminKey::new(key))),
             None if self.allow_unauthenticated => Ok(Access::Anybody),
             None if bind.ip().is_loopback() => Ok(Access::LoopbackOnly),
             // A worker serves only its health and its metrics, but those are nobody's business.
             None => Err(ConfigError::Open(bind)),
         }
-    }
-
-    /// The keys, and the names of those that look like base64 and are none.
-    fn signing_keys(&self) -> Result<(Keys, Vec<String>), ConfigError> {
-        let own = &self.webhook_secret.0;
-        let key = SigningKey::from_secret(own).map_err(|error| bad("WEBHOOK_SECRET", error))?;
-        let list = self.signing_keys.as_ref().map_or("", |list| list.0.as_str());
-        let (named, suspicious) = signing::keys(list, own)?;
-        Ok((Keys { own: SigningKeys::single(key), named }, suspicious))
     }
 
     fn dispatch(&self) -> Result<DispatchBounds, ConfigError> {
@@ -426,23 +411,6 @@ impl Settings {
         seconds_within("WORKER_POLL_INTERVAL", interval, &WORKER_POLL_SECONDS)
     }
 
-    fn warnings(&self, suspicious_keys: &[String]) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let secret = is_mistaken_for_base64(&self.webhook_secret.0);
-        let secret = secret.then(|| "WEBHOOK_SECRET".to_owned());
-        let keys = suspicious_keys.iter().map(|name| format!("SIGNING_KEYS (`{name}`)"));
-        for secret in secret.into_iter().chain(keys) {
-            warnings.push(format!(
-                "{secret} begins with `{SECRET_PREFIX}`, but what follows is not the base64 \
-                 of {} to {} bytes: its text signs as it stands, and receivers that decode it will \
-                 refuse every signature",
-                SECRET_BYTES.start(),
-                SECRET_BYTES.end()
-            ));
-        }
-        warnings
-    }
-
     fn retention(&self, age_max: Duration) -> Result<Retention, ConfigError> {
         let history = self.retention_days.duration();
         let payload = self.payload_retention_days.map_or(history, Days::duration);
@@ -459,6 +427,39 @@ impl Settings {
         }
         Ok(Retention { history, payload })
     }
+}
+
+fn encryption(secrets: &Secrets, is_required: bool) -> Result<Option<SealingKeys>, ConfigError> {
+    match secrets.encryption_key.as_deref() {
+        Some(list) => encryption::keys(list).map(Some),
+        None if is_required => Err(ConfigError::NoEncryptionKey),
+        None => Ok(None),
+    }
+}
+
+/// The keys, and the names of those that look like base64 and are none.
+fn signing_keys(secrets: &Secrets) -> Result<(Keys, Vec<String>), ConfigError> {
+    let own = &secrets.webhook_secret;
+    let key = SigningKey::from_secret(own).map_err(|error| bad("WEBHOOK_SECRET", error))?;
+    let (named, suspicious) = signing::keys(&secrets.signing_keys, own)?;
+    Ok((Keys { own: SigningKeys::single(key), named }, suspicious))
+}
+
+fn warnings(secrets: &Secrets, suspicious_keys: &[String]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let secret = is_mistaken_for_base64(&secrets.webhook_secret);
+    let secret = secret.then(|| "WEBHOOK_SECRET".to_owned());
+    let keys = suspicious_keys.iter().map(|name| format!("SIGNING_KEYS (`{name}`)"));
+    for secret in secret.into_iter().chain(keys) {
+        warnings.push(format!(
+            "{secret} begins with `{SECRET_PREFIX}`, but what follows is not the base64 \
+             of {} to {} bytes: its text signs as it stands, and receivers that decode it will \
+             refuse every signature",
+            SECRET_BYTES.start(),
+            SECRET_BYTES.end()
+        ));
+    }
+    warnings
 }
 
 /// Whether a secret says that it is base64, and is not.

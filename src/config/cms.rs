@@ -24,10 +24,9 @@ const POLL_SECONDS: std::ops::RangeInclusive<f64> = 1.0..=3_600.0;
 const TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.1..=60.0;
 
 impl Settings {
-    /// The CMS, if there is one.
-    pub(super) fn cms(&self) -> Result<Option<CmsSettings>, ConfigError> {
+    /// The CMS, if there is one. `key` is `PAYLOAD_API_KEY`.
+    pub(super) fn cms(&self, key: Option<&str>) -> Result<Option<CmsSettings>, ConfigError> {
         let url = set(self.payload_url.as_deref());
-        let key = set(self.payload_api_key.as_ref().map(|key| key.0.as_str()));
         let (url, key) = match (url, key) {
             (None, None) => return Ok(None),
             (Some(_), None) => {

@@ -8,6 +8,7 @@ mod dns;
 mod encryption;
 mod instance;
 mod lanes;
+mod secrets;
 mod settings;
 mod signing;
 

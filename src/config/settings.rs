@@ -30,19 +30,27 @@ pub struct Settings {
     #[arg(long, env = "ROLE", value_enum, default_value = "all")]
     pub role: Role,
     /// Secret that signs explicit targets: `whsec_…`, or any text.
-    #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true, default_value = DEFAULT_SECRET,
-          hide_default_value = true)]
-    pub webhook_secret: Hidden,
+    #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true)]
+    pub webhook_secret: Option<Hidden>,
+    /// File that holds WEBHOOK_SECRET.
+    #[arg(long, env = "WEBHOOK_SECRET_FILE")]
+    pub webhook_secret_file: Option<PathBuf>,
     /// Keys that sign explicit targets of dispatches which name them, separated by commas: `id=secret`
     /// for the application `default`, `application/id=secret` for others (the application by its id or
     /// uid). Ids are letters, digits, `_`, `-` and `.`; secrets 16 to 256 bytes without a comma.
     #[arg(long, env = "SIGNING_KEYS", hide_env_values = true)]
     pub signing_keys: Option<Hidden>,
+    /// File that holds SIGNING_KEYS.
+    #[arg(long, env = "SIGNING_KEYS_FILE")]
+    pub signing_keys_file: Option<PathBuf>,
     /// Keys that seal secrets in the database, separated by commas: the first seals, all open (1 to
     /// 8). Each is 32 bytes as base64 or hexadecimal digits [default without DATABASE_URL: one that
     /// is made and kept in DATA_DIR; otherwise it is required].
     #[arg(long, env = "ENCRYPTION_KEY", hide_env_values = true)]
     pub encryption_key: Option<Hidden>,
+    /// File that holds ENCRYPTION_KEY.
+    #[arg(long, env = "ENCRYPTION_KEY_FILE")]
+    pub encryption_key_file: Option<PathBuf>,
     /// Target of an event that names none [default in the local default:
     /// http://127.0.0.1:8080/webhook; otherwise none].
     #[arg(long, env = "TARGET_URL")]
@@ -50,6 +58,9 @@ pub struct Settings {
     /// Key that callers must send. Without it the service answers only on loopback.
     #[arg(long, env = "ADMIN_API_KEY", hide_env_values = true)]
     pub admin_api_key: Option<Hidden>,
+    /// File that holds ADMIN_API_KEY.
+    #[arg(long, env = "ADMIN_API_KEY_FILE")]
+    pub admin_api_key_file: Option<PathBuf>,
     /// Serve without any key, to everybody who can connect.
     #[arg(long, env = "ALLOW_UNAUTHENTICATED", default_value = "false",
           action = clap::ArgAction::Set)]
@@ -169,6 +180,9 @@ pub struct Settings {
     /// Key to call it with. Needs PAYLOAD_URL.
     #[arg(long, env = "PAYLOAD_API_KEY", hide_env_values = true)]
     pub payload_api_key: Option<Hidden>,
+    /// File that holds PAYLOAD_API_KEY.
+    #[arg(long, env = "PAYLOAD_API_KEY_FILE")]
+    pub payload_api_key_file: Option<PathBuf>,
     /// The collection that the key's user is in.
     #[arg(long, env = "PAYLOAD_USERS", default_value = "users")]
     pub payload_users: String,

@@ -284,11 +284,15 @@ async fn http_to_a_name_is_refused_at_once_if_no_address_could_allow_it() {
 
 #[tokio::test]
 async fn with_a_key_only_its_bearers_are_answered() {
-    let app = TestApp::with(&["--admin-api-key=correct-horse", "--webhook-secret=staple"]).await;
+    let app = TestApp::with(&[
+        "--admin-api-key=correct-horse-battery",
+        "--webhook-secret=a secret for the tests only",
+    ])
+    .await;
     let accepted: &[&[(&str, &str)]] = &[
-        &[("authorization", "Bearer correct-horse")],
-        &[("authorization", "bearer correct-horse")],
-        &[("x-api-key", "correct-horse")],
+        &[("authorization", "Bearer correct-horse-battery")],
+        &[("authorization", "bearer correct-horse-battery")],
+        &[("x-api-key", "correct-horse-battery")],
     ];
     for headers in accepted {
         assert_eq!(send(&app, "GET", "/events", headers, "").await.0, 200, "{headers:?}");
@@ -296,8 +300,8 @@ async fn with_a_key_only_its_bearers_are_answered() {
     let refused: &[&[(&str, &str)]] = &[
         &[],
         &[("authorization", "Bearer wrong")],
-        &[("authorization", "Bearer correct-horse-battery")],
-        &[("authorization", "Basic correct-horse")],
+        &[("authorization", "Bearer correct-horse-battery-staple")],
+        &[("authorization", "Basic correct-horse-battery")],
         &[("x-api-key", "")],
     ];
     for headers in refused {

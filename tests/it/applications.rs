@@ -10,7 +10,8 @@ use crate::support::{Receiver, TestApp, TestDatabase, eventually};
 /// The key of the operator.
 pub const ADMIN_KEY: &str = "the-operator's-own-key";
 /// A service that asks for keys.
-pub const WITH_KEYS: [&str; 2] = ["--admin-api-key=the-operator's-own-key", "--webhook-secret=s"];
+pub const WITH_KEYS: [&str; 2] =
+    ["--admin-api-key=the-operator's-own-key", "--webhook-secret=a secret for the tests only"];
 
 /// Makes an application and a key of this role for it, as the operator; answers its id and the key.
 pub async fn tenant(app: &TestApp, uid: &str, role: &str) -> (String, String) {

@@ -13,7 +13,8 @@ use crate::support::{
 };
 
 const ADMIN: &str = "the-key-of-the-operator";
-const WITH_KEYS: &[&str] = &["--admin-api-key=the-key-of-the-operator", "--webhook-secret=s3cret"];
+const WITH_KEYS: &[&str] =
+    &["--admin-api-key=the-key-of-the-operator", "--webhook-secret=a secret for the tests only"];
 
 /// Runs the binary to its end.
 async fn run(environment: &[(&str, &str)], arguments: &[&str]) -> Output {
@@ -135,7 +136,7 @@ async fn commands_work_on_the_private_postgres_beside_a_service_and_without() {
     assert!(folder.join("postgres").is_dir());
     assert!(!Path::new(&pid_file).exists(), "what it started is stopped");
 
-    let with_keys = [("ADMIN_API_KEY", ADMIN), ("WEBHOOK_SECRET", "s3cret")];
+    let with_keys = [("ADMIN_API_KEY", ADMIN), ("WEBHOOK_SECRET", "a secret for the tests only")];
     let mut service =
         Process::start(free_port().await, &[&environment[..], &with_keys].concat()).await;
     let second = printed(run(&environment, &create).await);

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use crate::support::{TestApp, TestDatabase, eventually};
 
 const ADMIN: &str = "the-key-of-the-operator";
-const WITH_KEYS: &[&str] = &["--admin-api-key=the-key-of-the-operator", "--webhook-secret=s3cret"];
+const WITH_KEYS: &[&str] =
+    &["--admin-api-key=the-key-of-the-operator", "--webhook-secret=a secret for the tests only"];
 
 /// Calls with a key; answers status and body.
 async fn call(app: &TestApp, key: &str, method: Method, path: &str, body: &Value) -> (u16, Value) {

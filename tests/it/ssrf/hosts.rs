@@ -173,9 +173,16 @@ async fn what_is_sent_goes_by_the_list_as_it_is_now() {
 #[tokio::test]
 async fn a_list_widens_nothing() {
     let (dns, database) = (dns().await, TestDatabase::new().await);
-    let app =
-        on(database, &dns, &["--admin-api-key=whd_operator", "--webhook-secret=secret"]).await;
-    let admin = Some("whd_operator");
+    let app = on(
+        database,
+        &dns,
+        &[
+            "--admin-api-key=the-key-of-the-operator",
+            "--webhook-secret=a secret for the tests only",
+        ],
+    )
+    .await;
+    let admin = Some("the-key-of-the-operator");
     let call =
         async |method, path: &str, key, body: Value| app.call(method, path, key, Some(&body)).await;
     let list = json!(["private.test", "127.0.0.2", "good.test"]);

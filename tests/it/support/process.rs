@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A key that every test may know.
-pub const ENCRYPTION_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+pub const ENCRYPTION_KEY: &str = "YSBrZXkgdGhhdCBldmVyeSB0ZXN0IG1heSBrbm93LiE=";
 
 /// The two settings that a database needs.
 pub fn on(database_url: &str) -> [(&str, &str); 2] {
