@@ -1,5 +1,6 @@
 //! The service: everything joined. Used unchanged by `main` and by the tests.
 
+mod database;
 mod kept;
 
 use std::{
@@ -18,17 +19,18 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::database::{database, make_partitions, wait_for_database};
 use crate::{
     clock::Clock,
     cms::{Cms, CmsSettings, subscriptions::Subscriptions},
-    config::{Config, ConfigError, Database, Role},
+    config::{Config, ConfigError, Role},
     delivery::{Client, client::ClientSettings, resolver::resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
-    embedded_postgres::{self, EmbeddedPostgres},
+    embedded_postgres::EmbeddedPostgres,
     http::{self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, Targets},
     ingest::{Batcher, Catalogue, Handover, Intake, Mover, Routes},
     sealing,
-    store::{Store, StoreError},
+    store::Store,
     telemetry,
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
@@ -40,8 +42,6 @@ const API_CONNECTIONS_MAX: u32 = 8;
 const WORKER_CONNECTIONS_MAX: u32 = 5;
 /// Connections of what is done for the CMS, if there is one.
 const CMS_CONNECTIONS_MAX: u32 = 2;
-/// How long the start waits for a database that is starting itself.
-const DATABASE_WAIT: Duration = Duration::from_secs(30);
 /// Deliveries of one lane, deliveries in all, and payload bytes that one process holds in memory.
 const LANE_HELD_MAX: usize = 8_192;
 const HELD_MAX: usize = 65_536;
@@ -78,17 +78,34 @@ impl App {
     /// Starts or finds the database, brings the schema up to date, takes the address, and starts
     /// sending. Requests are answered from [`Self::run`] on.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let app = Self::bind_until(config, &CancellationToken::new()).await?;
+        Ok(app.expect("nothing cancels it"))
+    }
+
+    /// The same, unless `stop` is cancelled meanwhile: then `None`, and a private Postgres that was
+    /// started is stopped.
+    pub async fn bind_until(
+        config: Config,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Option<Self>> {
         // The data folder first: a second service on it has the same address by default, and the
         // folder is what it must be told about.
-        let (options, embedded) = database(&config.database).await?;
+        let Some((options, embedded)) = database(&config.database, stop).await? else {
+            return Ok(None);
+        };
         let data_dir = embedded.as_ref().map(|embedded| embedded.data_dir().to_owned());
-        match Self::start(config, options, data_dir.as_deref()).await {
-            Ok(app) => Ok(Self { embedded, ..app }),
-            Err(error) => {
+        let started = tokio::select! {
+            biased;
+            () = stop.cancelled() => Ok(None),
+            started = Self::start(config, options, data_dir.as_deref()) => started.map(Some),
+        };
+        match (started, embedded) {
+            (Ok(Some(app)), embedded) => Ok(Some(Self { embedded, ..app })),
+            (ended, embedded) => {
                 if let Some(embedded) = embedded {
                     embedded.stop().await.context("the private Postgres did not stop")?;
                 }
-                Err(error)
+                ended
             }
         }
     }
@@ -204,6 +221,9 @@ impl App {
             embedded,
         } = self;
         let tasks = TaskTracker::new();
+        // It is supervised until the last connection is closed, also while the service drains.
+        let drained = CancellationToken::new();
+        let supervised = embedded.map(|it| tokio::spawn(it.supervise(drained.clone())));
         let intake =
             Intake { clock: clock.clone(), handover: handover.clone(), routes: routes.clone() };
         let catalogue = Catalogue::default();
@@ -278,32 +298,13 @@ impl App {
         ingest_store.close().await;
         outbox_store.close().await;
         store.close().await;
-        if let Some(embedded) = embedded {
-            embedded.stop().await.context("the private Postgres did not stop")?;
+        drained.cancel();
+        if let Some(supervised) = supervised {
+            supervised.await?.stop().await.context("the private Postgres did not stop")?;
         }
         anyhow::ensure!(!failed.is_cancelled(), "a part of the service failed; see the log");
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// Finds the database, or starts it.
-async fn database(
-    database: &Database,
-) -> anyhow::Result<(PgConnectOptions, Option<EmbeddedPostgres>)> {
-    match database {
-        Database::External(options) => Ok((options.as_ref().clone(), None)),
-        Database::Private { data_dir, path } => {
-            let options = embedded_postgres::Options {
-                data_dir: data_dir.clone(),
-                path: path.clone(),
-                extra_settings: Vec::new(),
-            };
-            let embedded = EmbeddedPostgres::start(options)
-                .await
-                .context("DATABASE_URL is not set, and a private Postgres cannot be had")?;
-            Ok((embedded.connect_options(), Some(embedded)))
-        }
     }
 }
 
@@ -381,39 +382,6 @@ impl Drop for SendingRuntime {
 /// Half of the processors for each half of the service.
 pub fn threads_per_half() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
-}
-
-/// Waits for a database that is starting, and takes the first sample of its clock.
-async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::Result<()> {
-    let give_up_at = Instant::now() + DATABASE_WAIT;
-    loop {
-        let before = SystemTime::now();
-        match store.database_time().await {
-            Ok(time) => {
-                clock.sample(time, before, SystemTime::now());
-                return Ok(());
-            }
-            Err(error) if error.is_outage() && Instant::now() < give_up_at => {
-                tracing::warn!(%error, "waiting for the database");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Err(error) => return Err(error).context("DATABASE_URL"),
-        }
-    }
-}
-
-/// Makes the days of the history, waiting for another process that holds a lock on them.
-async fn make_partitions(store: &Store) -> Result<(), StoreError> {
-    let give_up_at = Instant::now() + DATABASE_WAIT;
-    loop {
-        match store.make_partitions().await {
-            Err(error) if error.is_outage() && Instant::now() < give_up_at => {
-                tracing::warn!(%error, "waiting to make the days of the history");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            made => return made.map(|_| ()),
-        }
-    }
 }
 
 /// Keeps the clock of a process that sends no heartbeats.

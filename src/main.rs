@@ -129,7 +129,10 @@ async fn serve(mut config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(shutdown::watch_signals(stop.clone()));
-    let app = App::bind(config).await?;
+    let Some(app) = App::bind_until(config, &stop).await? else {
+        tracing::info!(event = "stopped_at_start", "stopped before the service was ready");
+        return Ok(());
+    };
     greet(&app)?;
     app.run(stop).await
 }

@@ -27,6 +27,10 @@ pub enum EmbeddedPostgresError {
         rejected: String,
     },
 
+    /// The service was stopped before Postgres was ready.
+    #[error("stopped before the private Postgres was ready")]
+    Cancelled,
+
     /// The cluster was made by a major version that is not installed.
     #[error(
         "the database in {cluster} was made by PostgreSQL {cluster_version}, but only {found} is \

@@ -24,9 +24,11 @@
 //! - A process supervisor should signal the service alone at first (systemd: `KillMode=mixed`). A
 //!   SIGTERM to all processes makes Postgres refuse new connections while the service still drains.
 //!
-//! It never deletes a cluster, never removes a `postmaster.pid`, and never signals a process that it
-//! has not proven to be the postmaster of this cluster. It does not restart a Postgres that dies
-//! while the service runs.
+//! - [`EmbeddedPostgres::supervise`] starts a Postgres again that has ended while the service runs,
+//!   and restarts one whose programs a package upgrade has replaced.
+//!
+//! It never deletes a cluster, removes a lock file of Postgres only if it names no process, and never
+//! signals a process that it has not proven to be the postmaster of this cluster.
 
 mod account;
 mod binaries;
@@ -37,6 +39,8 @@ mod log;
 mod postmaster;
 mod server;
 mod settings;
+mod supervisor;
+mod wait;
 
 pub use data_dir::default_data_dir;
 pub use error::EmbeddedPostgresError;

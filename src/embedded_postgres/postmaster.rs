@@ -19,6 +19,9 @@ pub(super) const PORT: u16 = 5432;
 /// A stopped postmaster accepts a connection and then says nothing.
 const ANSWER_AFTER_MAX: Duration = Duration::from_secs(10);
 
+/// A postmaster fills its lock file right after making it, so an older blank one has no owner.
+const BLANK_FILE_AGE_MIN: Duration = Duration::from_secs(5);
+
 /// "The database system is starting up", "… is shutting down", "… in recovery mode".
 const CANNOT_CONNECT_NOW: &str = "57P03";
 /// A postmaster that is full serves others; that passes.
@@ -113,7 +116,7 @@ async fn serves(connection: &mut PgConnection, cluster: &Path) -> Result<bool, s
 }
 
 /// Whether the process runs on this cluster; `None` if the system does not tell.
-fn is_postmaster(pid: i32, cluster: &Path) -> Option<bool> {
+pub(super) fn is_postmaster(pid: i32, cluster: &Path) -> Option<bool> {
     let Some(process) = Pid::from_raw(pid) else { return Some(false) };
     if test_kill_process(process) == Err(rustix::io::Errno::SRCH) {
         return Some(false);
@@ -122,6 +125,28 @@ fn is_postmaster(pid: i32, cluster: &Path) -> Option<bool> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let cluster = cluster.as_os_str().as_encoded_bytes();
     Some(arguments.split(|byte| *byte == 0).any(|argument| argument == cluster))
+}
+
+/// Whether any process runs on this cluster. Without `/proc` the answer is always no.
+pub(super) fn is_served(cluster: &Path) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.into_iter().any(|pid: i32| is_postmaster(pid, cluster) == Some(true))
+}
+
+/// The lock file beside the socket.
+pub(super) fn socket_lock(socket_dir: &Path) -> PathBuf {
+    socket_dir.join(format!(".s.PGSQL.{PORT}.lock"))
+}
+
+/// Whether a lock file holds nothing but blanks or zero bytes, and has for a while: a postmaster that
+/// is just starting makes the file first and fills it then.
+pub(super) fn is_blank_and_old(file: &Path) -> bool {
+    let is_blank = fs::read(file)
+        .is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0 || byte.is_ascii_whitespace()));
+    let modified = fs::metadata(file).and_then(|found| found.modified());
+    let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+    is_blank && age.is_none_or(|age| age >= BLANK_FILE_AGE_MIN)
 }
 
 /// What `postmaster.pid` says. It comes in parts: the later fields while the postmaster starts.

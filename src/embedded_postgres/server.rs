@@ -9,7 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{Connection, Executor};
 use tokio::process::Child;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::binaries::Binaries;
 use super::cluster;
@@ -18,14 +19,13 @@ use super::error::EmbeddedPostgresError;
 use super::log;
 use super::postmaster::{self, Answer, PidFile, Postmaster};
 use super::settings;
+use super::wait::{LOOK_AGAIN_AFTER_MIN, Wait};
 
 /// The service's database. Its name is written out in two statements below, too.
 const DATABASE: &str = "webhook_dispatcher";
 
 /// For a Postgres that we started and that does not say that it is on its way.
 const READY_WAIT_MAX: Duration = Duration::from_mins(1);
-/// In all, also while Postgres says that it recovers: 4 GB of log on a slow disk take minutes.
-const RECOVERY_WAIT_MAX: Duration = Duration::from_mins(15);
 /// For processes of the last Postgres to end, which keep a new one from starting. A postmaster whose
 /// `postmaster.pid` was deleted notices within a minute, and ends.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(90);
@@ -33,11 +33,6 @@ const BUSY_WAIT_MAX: Duration = Duration::from_secs(90);
 const PID_FILE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// For a live process that may or may not be the last postmaster to answer.
 const UNKNOWN_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Between two looks while something is waited for.
-const LOOK_AGAIN_AFTER_MIN: Duration = Duration::from_millis(20);
-const LOOK_AGAIN_AFTER_MAX: Duration = Duration::from_millis(250);
-/// Between two lines that say what is waited for.
-const REPORT_AFTER: Duration = Duration::from_secs(10);
 /// For the checkpoint of a fast shutdown. What it does not write is recovered at the next start.
 const FAST_STOP_WAIT_SECONDS: u64 = 30;
 const IMMEDIATE_STOP_WAIT_SECONDS: u64 = 10;
@@ -69,6 +64,10 @@ pub struct EmbeddedPostgres {
     socket_dir: PathBuf,
     /// `None` if an earlier service started it.
     child: Option<Child>,
+    /// For each start of it, see [`Options`].
+    extra_settings: Vec<(String, String)>,
+    /// `PATH`, for the next look for the programs.
+    search_path: Option<OsString>,
 }
 
 impl EmbeddedPostgres {
@@ -78,6 +77,15 @@ impl EmbeddedPostgres {
     /// Cancelling it leaves behind at most an unfinished initdb (removed at the next start) or a
     /// Postgres that runs (adopted at the next start).
     pub async fn start(options: Options) -> Result<Self, EmbeddedPostgresError> {
+        Self::start_until(options, &CancellationToken::new()).await
+    }
+
+    /// The same, unless `stop` is cancelled before Postgres is ready: then a Postgres that this call
+    /// has started is stopped, and the result is [`EmbeddedPostgresError::Cancelled`].
+    pub async fn start_until(
+        options: Options,
+        stop: &CancellationToken,
+    ) -> Result<Self, EmbeddedPostgresError> {
         let data_dir = DataDir::open(&options.data_dir).await?;
         let cluster = data_dir.cluster();
         let version = cluster::version(&cluster)?;
@@ -97,15 +105,50 @@ impl EmbeddedPostgres {
         cluster::give(&cluster, &data_dir.account)?;
 
         let socket_dir = data_dir.make_socket_dir()?;
-        let mut server = Self { data_dir, binaries, socket_dir, child: None };
-        let mut connection = server.adopt_or_launch(&options.extra_settings).await?;
-        create_database(&mut connection).await.map_err(EmbeddedPostgresError::Database)?;
-        if let Err(cause) = connection.close().await {
-            tracing::debug!(%cause, "the first connection did not close well");
+        let extra_settings = options.extra_settings;
+        let search_path = options.path;
+        let mut server =
+            Self { data_dir, binaries, socket_dir, child: None, extra_settings, search_path };
+        let is_ready = tokio::select! {
+            biased;
+            () = stop.cancelled() => false,
+            ready = server.make_ready() => ready.map(|()| true)?,
+        };
+        if !is_ready {
+            if server.child.is_some() {
+                server.shut_down().await?;
+            }
+            return Err(EmbeddedPostgresError::Cancelled);
         }
         let (cluster, adopted) = (server.data_dir.cluster(), server.was_adopted());
         tracing::info!(cluster = %cluster.display(), adopted, "the private Postgres is ready");
         Ok(server)
+    }
+
+    /// Finds the programs again, since an upgrade may have moved them, and starts Postgres on the
+    /// cluster, which serves nobody now.
+    pub(super) async fn start_again(&mut self) -> Result<(), EmbeddedPostgresError> {
+        let cluster = self.data_dir.cluster();
+        let version = cluster::version(&cluster)?;
+        self.binaries = Binaries::find(
+            self.search_path.as_deref(),
+            version.map(|version| (cluster.as_path(), version)),
+            &self.data_dir.account,
+        )
+        .await?;
+        self.child = None;
+        self.socket_dir = self.data_dir.make_socket_dir()?;
+        self.make_ready().await
+    }
+
+    /// Starts Postgres or goes on with the one that runs, and makes the database if it is missing.
+    async fn make_ready(&mut self) -> Result<(), EmbeddedPostgresError> {
+        let mut connection = self.adopt_or_launch().await?;
+        create_database(&mut connection).await.map_err(EmbeddedPostgresError::Database)?;
+        if let Err(cause) = connection.close().await {
+            tracing::debug!(%cause, "the first connection did not close well");
+        }
+        Ok(())
     }
 
     /// How to connect to the Postgres of a service that runs on `data_dir`, which this changes
@@ -177,10 +220,7 @@ impl EmbeddedPostgres {
     }
 
     /// Waits for what an earlier Postgres left behind to become usable or to go away.
-    async fn adopt_or_launch(
-        &mut self,
-        extra_settings: &[(String, String)],
-    ) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
+    async fn adopt_or_launch(&mut self) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
         let cluster = self.data_dir.cluster();
         let mut wait = Wait::new();
         loop {
@@ -204,7 +244,8 @@ impl EmbeddedPostgres {
                     wait.pause(&says).await;
                 }
                 Postmaster::Gone { stale_pid } => {
-                    match self.launch(stale_pid, extra_settings).await {
+                    self.remove_blank_lock_files();
+                    match self.launch(stale_pid).await {
                         Err(EmbeddedPostgresError::Exited { tail, .. })
                             if is_busy(&tail) && wait.is_bearable(BUSY_WAIT_MAX) =>
                         {
@@ -226,7 +267,6 @@ impl EmbeddedPostgres {
     async fn launch(
         &mut self,
         stale_pid: Option<i32>,
-        extra_settings: &[(String, String)],
     ) -> Result<Box<PgConnection>, EmbeddedPostgresError> {
         let account = &self.data_dir.account;
         let (log, log_begin) = log::open(&self.data_dir.log(), account)?;
@@ -236,7 +276,7 @@ impl EmbeddedPostgres {
         let postgres = self.binaries.program("postgres");
         let mut command = account.command(&postgres);
         command
-            .args(settings::arguments(&cluster, &self.socket_dir, extra_settings))
+            .args(settings::arguments(&cluster, &self.socket_dir, &self.extra_settings))
             .current_dir(&cluster)
             .stdout(Stdio::from(log))
             .stderr(Stdio::from(copy))
@@ -309,6 +349,50 @@ impl EmbeddedPostgres {
         Err(EmbeddedPostgresError::NotReady { waited: wait.begun.elapsed(), last, log, tail })
     }
 
+    /// The postmaster's pid, as far as is known without asking Postgres.
+    pub(super) fn postmaster_pid(&self) -> Option<i32> {
+        match &self.child {
+            Some(child) => child.id().and_then(|pid| i32::try_from(pid).ok()),
+            None => PidFile::read(&self.data_dir.cluster()).map(|file| file.pid),
+        }
+    }
+
+    /// Whether the postmaster lives, by a look that costs next to nothing.
+    pub(super) fn is_running(&mut self) -> bool {
+        if let Some(child) = &mut self.child {
+            return matches!(child.try_wait(), Ok(None));
+        }
+        let cluster = self.data_dir.cluster();
+        PidFile::read(&cluster)
+            .is_some_and(|file| postmaster::is_postmaster(file.pid, &cluster) != Some(false))
+    }
+
+    /// A program of the Postgres in use.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.binaries.program(name)
+    }
+
+    /// Removes lock files that a power cut has left without a pid: Postgres itself refuses to start
+    /// beside one. Only with no postmaster on the cluster; `DATA_DIR/lock` keeps other services out.
+    fn remove_blank_lock_files(&self) {
+        let cluster = self.data_dir.cluster();
+        if postmaster::is_served(&cluster) {
+            return;
+        }
+        for file in [cluster.join("postmaster.pid"), postmaster::socket_lock(&self.socket_dir)] {
+            if !postmaster::is_blank_and_old(&file) {
+                continue;
+            }
+            match std::fs::remove_file(&file) {
+                Ok(()) => {
+                    let file = file.display();
+                    tracing::warn!(event = "blank_lock_file_removed", %file, "removed a lock file that names no process");
+                }
+                Err(cause) => tracing::warn!(file = %file.display(), %cause, "cannot be removed"),
+            }
+        }
+    }
+
     async fn has_ended(&mut self) -> bool {
         if let Some(child) = &mut self.child {
             return matches!(child.try_wait(), Ok(Some(_)));
@@ -321,7 +405,7 @@ impl EmbeddedPostgres {
 
     /// Fast, with a checkpoint; if that takes too long at once, and the next start recovers. So does it
     /// after a child that has lost its `postmaster.pid`, by which alone `pg_ctl` finds it.
-    async fn shut_down(&mut self) -> Result<(), EmbeddedPostgresError> {
+    pub(super) async fn shut_down(&mut self) -> Result<(), EmbeddedPostgresError> {
         let cluster = self.data_dir.cluster();
         let lost = self.child.as_ref().filter(|child| file_of(&cluster, child).is_none());
         let output = match lost.and_then(pid_of) {
@@ -391,38 +475,4 @@ async fn create_database(connection: &mut PgConnection) -> Result<(), sqlx::Erro
         connection.execute("create database webhook_dispatcher template template0").await?;
     }
     Ok(())
-}
-
-/// How long a loop has waited, and its pauses: growing, and telling at times what is waited for.
-struct Wait {
-    begun: Instant,
-    /// When Postgres last said that it is busy starting or stopping.
-    heard: Instant,
-    reported: Instant,
-    pause: Duration,
-}
-
-impl Wait {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { begun: now, heard: now, reported: now, pause: LOOK_AGAIN_AFTER_MIN }
-    }
-
-    fn heard_of_it(&mut self) {
-        self.heard = Instant::now();
-    }
-
-    /// Whether to go on: it has not been silent for too long, and all in all not too long either.
-    fn is_bearable(&self, silence_max: Duration) -> bool {
-        self.heard.elapsed() < silence_max && self.begun.elapsed() < RECOVERY_WAIT_MAX
-    }
-
-    async fn pause(&mut self, says: &str) {
-        if REPORT_AFTER < self.reported.elapsed() {
-            self.reported = Instant::now();
-            tracing::info!(says, "waiting for the private Postgres");
-        }
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(LOOK_AGAIN_AFTER_MAX);
-    }
 }

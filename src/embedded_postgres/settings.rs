@@ -36,6 +36,9 @@ const SETTINGS: &[(&str, &str)] = &[
     // Partitions begin at UTC midnight, whatever the machine's zone.
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
+    // Loaded once by the postmaster: sessions that begin after a package upgrade has replaced the
+    // library would fail until the restart (58P01, or an undefined symbol).
+    ("shared_preload_libraries", "plpgsql"),
     // The log goes to the file that we hand over as stderr, in the language that we look for in it.
     ("logging_collector", "off"),
     ("log_destination", "stderr"),

@@ -11,8 +11,12 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor, Row};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use webhook_dispatcher::embedded_postgres::{EmbeddedPostgres, EmbeddedPostgresError, Options};
+
+use crate::support::eventually;
 
 #[tokio::test]
 async fn a_second_start_finds_the_data_again() {
@@ -234,6 +238,132 @@ async fn a_postgres_that_lost_its_pid_file_is_stopped() {
     fs::remove_file(pid_file(&folder.data_dir())).unwrap();
     server.stop().await.unwrap();
     assert!(has_ended(pid).await);
+}
+
+#[tokio::test]
+async fn lock_file_without_a_pid_is_removed_once_it_is_old() {
+    let folder = Folder::new();
+    let data_dir = folder.data_dir();
+    start(&data_dir).await.unwrap().stop().await.unwrap();
+    let owner = fs::metadata(data_dir.join("postgres")).unwrap();
+    let socket_lock = data_dir.join("run/.s.PGSQL.5432.lock");
+    // What a power cut leaves: an empty file, or one whose blocks were never written.
+    for (blank, file) in
+        [("", pid_file(&data_dir)), ("\0\0\0\0", pid_file(&data_dir)), ("", socket_lock)]
+    {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, blank).unwrap();
+        std::os::unix::fs::chown(&file, Some(owner.uid()), Some(owner.gid())).unwrap();
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3_600);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(hour_ago).unwrap();
+        let server = start(&data_dir).await.unwrap();
+        assert!(!server.was_adopted(), "{}", file.display());
+        server.stop().await.unwrap();
+    }
+
+    // A fresh one may be of a postmaster that is just starting, so it is waited for.
+    fs::write(pid_file(&data_dir), "").unwrap();
+    let mut starting = Box::pin(start(&data_dir));
+    let early = timeout(Duration::from_secs(1), &mut starting).await;
+    assert!(early.is_err(), "it must wait, but: {early:?}");
+    starting.await.unwrap().stop().await.unwrap();
+}
+
+/// Supervises a server until the returned token is cancelled.
+fn supervised(server: EmbeddedPostgres) -> (CancellationToken, JoinHandle<EmbeddedPostgres>) {
+    let stop = CancellationToken::new();
+    (stop.clone(), tokio::spawn(server.supervise(stop)))
+}
+
+/// The pid of a postmaster that is not `old` and serves.
+async fn next_postmaster(data_dir: &Path, old: Pid) -> Pid {
+    eventually("another postmaster", async || {
+        let pid = postmaster_pid(data_dir).filter(|pid| *pid != old)?;
+        let text = fs::read_to_string(pid_file(data_dir)).ok()?;
+        (text.lines().nth(7)?.trim() == "ready").then_some(pid)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn ended_postgres_is_started_again() {
+    let folder = Folder::new();
+    let data_dir = folder.data_dir();
+    let server = start(&data_dir).await.unwrap();
+    write_note(&server, "kept").await;
+    let (stop, supervising) = supervised(server);
+    let mut pid = postmaster_pid(&data_dir).unwrap();
+    // The second time it ends in order, as by somebody's `pg_ctl stop`.
+    for signal in [Signal::KILL, Signal::INT] {
+        kill_process(pid, signal).unwrap();
+        pid = next_postmaster(&data_dir, pid).await;
+    }
+    stop.cancel();
+    let server = supervising.await.unwrap();
+    assert_eq!(notes(&server).await, ["kept"]);
+
+    // So does one that an earlier service has started.
+    drop(server);
+    let server = start(&data_dir).await.unwrap();
+    assert!(server.was_adopted());
+    let (stop, supervising) = supervised(server);
+    kill_process(pid, Signal::KILL).unwrap();
+    next_postmaster(&data_dir, pid).await;
+    stop.cancel();
+    let server = supervising.await.unwrap();
+    assert_eq!(notes(&server).await, ["kept"]);
+    server.stop().await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn upgraded_postgres_is_restarted() {
+    let folder = Folder::new();
+    let data_dir = folder.data_dir();
+    let installed = start(&data_dir).await.unwrap();
+    let bin_dir = installed.bin_dir().to_owned();
+    installed.stop().await.unwrap();
+    // A build of its own, whose program can be replaced. It looks for its other files beside itself.
+    let build = folder.path.join("usr");
+    let layout =
+        Command::new(bin_dir.join("pg_config")).args(["--pkglibdir", "--sharedir"]).output();
+    let layout = String::from_utf8(layout.unwrap().stdout).unwrap();
+    let bin = relocated(&build, &bin_dir);
+    for dir in layout.lines() {
+        let link = relocated(&build, Path::new(dir));
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(dir, link).unwrap();
+    }
+    fs::create_dir_all(&bin).unwrap();
+    for program in ["postgres", "initdb", "pg_ctl"] {
+        fs::copy(bin_dir.join(program), bin.join(program)).unwrap();
+    }
+    fs::set_permissions(&folder.path, Permissions::from_mode(0o755)).unwrap();
+
+    let mut options = options(&data_dir);
+    options.path = Some(bin.clone().into_os_string());
+    let server = EmbeddedPostgres::start(options).await.unwrap();
+    assert_eq!(server.bin_dir(), bin);
+    write_note(&server, "kept").await;
+    let mut connection = connect(&server).await;
+    let row = connection.fetch_one("show shared_preload_libraries").await.unwrap();
+    assert_eq!(row.get::<String, _>(0), "plpgsql", "old sessions outlive the upgrade");
+    let pid = postmaster_pid(&data_dir).unwrap();
+    let (stop, supervising) = supervised(server);
+    // As a package manager does it: written beside, and renamed over.
+    fs::copy(bin.join("postgres"), bin.join("postgres.new")).unwrap();
+    fs::rename(bin.join("postgres.new"), bin.join("postgres")).unwrap();
+
+    next_postmaster(&data_dir, pid).await;
+    stop.cancel();
+    let server = supervising.await.unwrap();
+    assert_eq!(notes(&server).await, ["kept"]);
+    server.stop().await.unwrap();
+}
+
+/// The same folder under another `/usr`.
+fn relocated(usr: &Path, dir: &Path) -> PathBuf {
+    usr.join(dir.strip_prefix("/usr").expect("Postgres is installed under /usr"))
 }
 
 #[tokio::test]

@@ -186,6 +186,51 @@ async fn the_embedded_default_keeps_its_data_through_crashes() {
     assert!(!folder.0.join("postgres/postmaster.pid").exists(), "Postgres was stopped too");
 }
 
+#[tokio::test]
+async fn killed_embedded_postgres_is_started_again_under_the_service() {
+    let receiver = Receiver::always(200).await;
+    let folder = Folder::new("embedded-killed");
+    let environment = [FAST, &[("DATA_DIR", folder.str())]].concat();
+    let mut service = Process::start(free_port().await, &environment).await;
+    post(&service.base, &receiver.url("/"), 1).await.unwrap();
+    let text = std::fs::read_to_string(folder.0.join("postgres/postmaster.pid")).unwrap();
+    let postmaster = text.lines().next().unwrap();
+    assert!(
+        std::process::Command::new("kill").args(["-9", postmaster]).status().unwrap().success()
+    );
+    eventually("an acceptance", async || post(&service.base, &receiver.url("/"), 2).await).await;
+    eventually("both deliveries", async || (receiver.count() >= 2).then_some(())).await;
+    assert!(service.is_running(), "{}", service.output());
+    let restarted = async || service.output().contains("embedded_postgres_restarted").then_some(());
+    eventually("the line about the restart", restarted).await;
+    service.signal("TERM");
+    assert_eq!(service.ended().await.code(), Some(0), "{}", service.output());
+    assert!(!folder.0.join("postgres/postmaster.pid").exists(), "Postgres was stopped too");
+}
+
+#[tokio::test]
+async fn signal_ends_a_start_that_waits_for_the_database() {
+    let closed = free_port().await;
+    let url = format!("postgres://u@127.0.0.1:{closed}/d");
+    let output = Folder::new("waiting-start");
+    std::fs::create_dir_all(&output.0).unwrap();
+    let log = output.0.join("log");
+    let mut child = command(&on(&url))
+        .env("BIND", "127.0.0.1:0")
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let read = || std::fs::read_to_string(&log).unwrap();
+    eventually("the wait", async || read().contains("waiting for the database").then_some(()))
+        .await;
+    let begun = std::time::Instant::now();
+    let pid = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let status = eventually("the end", async || child.try_wait().unwrap()).await;
+    assert_eq!(status.code(), Some(0), "{}", read());
+    assert!(begun.elapsed() < Duration::from_secs(15), "half of the wait for the database");
+}
+
 /// Runs `webhook-dispatcher health`, which succeeds in silence or fails with this reason.
 #[track_caller]
 fn assert_health(environment: &[(&str, &str)], reason: Option<&str>) {
@@ -307,12 +352,18 @@ fn contradictions_stop_the_start_and_name_the_variable() {
         assert!(!message.contains("hunter2"), "a secret was shown: {message}");
     }
     check(&[("ADMIN_API_KEY", "hunter2")], "WEBHOOK_SECRET");
+    let weak = [("ADMIN_API_KEY", "hunter2"), ("WEBHOOK_SECRET", "also hunter2")];
+    check(&weak, "openssl rand -hex 32");
     check(&[("BIND", "0.0.0.0:8000")], "ADMIN_API_KEY");
     check(&[("PORT", "8000")], "ADMIN_API_KEY");
     check(&[("PORT", "http")], "PORT");
     check(&[("BIND", "localhost")], "BIND");
     check(
-        &[("ADMIN_API_KEY", "hunter2"), ("WEBHOOK_SECRET", "x"), ("ALLOW_UNAUTHENTICATED", "true")],
+        &[
+            ("ADMIN_API_KEY", "0c2f7a0b9d3e4f5a6b7c8d9e0f1a2b3c"),
+            ("WEBHOOK_SECRET", "whsec_CyQKpVEdUZ0jZkSjKRlTJcDSfVaZYuCyQKpVEdUZ0jY="),
+            ("ALLOW_UNAUTHENTICATED", "true"),
+        ],
         "ALLOW_UNAUTHENTICATED",
     );
     check(&[("WEBHOOK_SECRET", "")], "WEBHOOK_SECRET");

@@ -1,0 +1,76 @@
+//! The database of a start: found or started, waited for, and given the days of its history.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Clock,
+    config::Database,
+    embedded_postgres::{self, EmbeddedPostgres, EmbeddedPostgresError},
+    store::{Store, StoreError},
+};
+
+/// How long the start waits for a database that is starting itself.
+const DATABASE_WAIT: Duration = Duration::from_secs(30);
+
+/// Finds the database, or starts it; `None` if `stop` was cancelled before it was ready.
+pub(super) async fn database(
+    database: &Database,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<(PgConnectOptions, Option<EmbeddedPostgres>)>> {
+    match database {
+        Database::External(options) => Ok(Some((options.as_ref().clone(), None))),
+        Database::Private { data_dir, path } => {
+            let options = embedded_postgres::Options {
+                data_dir: data_dir.clone(),
+                path: path.clone(),
+                extra_settings: Vec::new(),
+            };
+            match EmbeddedPostgres::start_until(options, stop).await {
+                Ok(embedded) => Ok(Some((embedded.connect_options(), Some(embedded)))),
+                Err(EmbeddedPostgresError::Cancelled) => Ok(None),
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    Err(error
+                        .context("DATABASE_URL is not set, and a private Postgres cannot be had"))
+                }
+            }
+        }
+    }
+}
+
+/// Waits for a database that is starting, and takes the first sample of its clock.
+pub(super) async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::Result<()> {
+    let give_up_at = Instant::now() + DATABASE_WAIT;
+    loop {
+        let before = SystemTime::now();
+        match store.database_time().await {
+            Ok(time) => {
+                clock.sample(time, before, SystemTime::now());
+                return Ok(());
+            }
+            Err(error) if error.is_outage() && Instant::now() < give_up_at => {
+                tracing::warn!(%error, "waiting for the database");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => return Err(error).context("DATABASE_URL"),
+        }
+    }
+}
+
+/// Makes the days of the history, waiting for another process that holds a lock on them.
+pub(super) async fn make_partitions(store: &Store) -> Result<(), StoreError> {
+    let give_up_at = Instant::now() + DATABASE_WAIT;
+    loop {
+        match store.make_partitions().await {
+            Err(error) if error.is_outage() && Instant::now() < give_up_at => {
+                tracing::warn!(%error, "waiting to make the days of the history");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            made => return made.map(|_| ()),
+        }
+    }
+}
