@@ -76,13 +76,12 @@ impl Connector {
     /// Connects to a host at one of the addresses that it may be called at. An address as host has
     /// been vetted before.
     async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ConnectionError> {
-        let connected = match host.parse::<IpAddr>() {
-            Ok(address) => connect_any(vec![address], None, port).await,
-            Err(_) => {
-                let found = self.resolver.find(host).await;
-                let found = found.map_err(|why| ConnectionError::new(ErrorClass::Dns, why))?;
-                connect_any(found.addresses, found.later, port).await
-            }
+        let connected = if let Ok(address) = host.parse::<IpAddr>() {
+            connect_any(vec![address], None, port).await
+        } else {
+            let found = self.resolver.find(host).await;
+            let found = found.map_err(|why| ConnectionError::new(ErrorClass::Dns, why))?;
+            connect_any(found.addresses, found.later, port).await
         };
         let stream = connected.map_err(|why| ConnectionError::new(ErrorClass::Connect, why))?;
         stream.set_nodelay(true).map_err(|why| ConnectionError::new(ErrorClass::Connect, why))?;

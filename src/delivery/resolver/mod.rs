@@ -144,7 +144,7 @@ impl VettingResolver {
             return self.vet(host, in_hosts, None).await;
         }
         let mut worst = Missing::Name;
-        for name in names.candidates(name) {
+        for name in names.candidates(&name) {
             let [v4, v6] = [RecordType::A, RecordType::AAAA]
                 .map(|family| look_up(names.dns.clone(), name.clone(), family));
             match first_of(v4, v6).await {
@@ -283,9 +283,8 @@ async fn first_of(v4: Family, v6: Family) -> Result<(Vec<IpAddr>, Option<Family>
             found.extend(more);
             Ok((found, None))
         }
-        (Ok(found), Ok(Err(_))) => Ok((found, None)),
+        (Ok(found), Ok(Err(_))) | (Err(_), Ok(Ok(found))) => Ok((found, None)),
         (Ok(found), Err(_)) => Ok((found, Some(other))),
-        (Err(_), Ok(Ok(found))) => Ok((found, None)),
         (Err(missing), Ok(Err(other))) => Err(missing.max(other)),
         // The whole name does not exist, so it has no address of the other family either.
         (Err(missing), Err(_)) => Err(missing),

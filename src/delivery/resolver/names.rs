@@ -192,7 +192,7 @@ impl Names {
     }
 
     /// The full names that a name can mean, in the order in which they are asked for.
-    pub fn candidates(&self, name: Name) -> Vec<Name> {
+    pub fn candidates(&self, name: &Name) -> Vec<Name> {
         let mut full = name.clone();
         full.set_fqdn(true);
         if name.is_fqdn() || LOCALHOST.zone_of(&full) {
