@@ -143,6 +143,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe_histogram!(BATCH_SECONDS, "Time from a batch's begin to its commit");
     describe_counter!(EVENTS, "Submissions by result: accepted or rejected");
     describe_counter!(BORN_CLAIMED, "Deliveries sent straight from memory");
+    describe_counter!(ASTRAY, "Deliveries released unsent: a limit makes them another process's");
     describe_counter!(LEFT_IN_QUEUE, "New deliveries left for a claim");
     describe_counter!(CLAIMED, "Deliveries claimed from the queue");
     describe_counter!(

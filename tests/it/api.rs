@@ -1,10 +1,15 @@
 //! The HTTP interface: what is taken, what is refused and how, what is shown, and to whom.
 
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use webhook_dispatcher::domain::ids::DEFAULT_APPLICATION;
 
-use crate::support::{Answer, Receiver, TestApp};
+use crate::support::{Answer, Receiver, TestApp, tools};
 
 /// Sends a raw request; answers status, media type and body.
 async fn send(
@@ -351,6 +356,36 @@ async fn request_ids_are_taken_over_or_made() {
     let made = made.send().await.unwrap();
     assert!(made.headers()["x-request-id"].to_str().unwrap().starts_with("req_"));
     app.stop().await;
+}
+
+/// Catches: a metric without a description, or of a name that Prometheus advises against.
+#[tokio::test]
+async fn promtool_finds_nothing_wrong_with_the_metrics() {
+    if !tools::is_here("promtool", "--version") {
+        return;
+    }
+    let receiver = Receiver::always(200).await;
+    let app = TestApp::start().await;
+    let id = app.accept(&receiver.url("/")).await;
+    app.wait_for(&id, "delivered").await;
+    let (_, _, text) = send(&app, "GET", "/metrics", &[], "").await;
+    app.stop().await;
+    let text = text.as_str().unwrap().to_owned();
+    let checked = tokio::task::spawn_blocking(move || {
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        promtool.wait_with_output().unwrap()
+    });
+    let output = checked.await.unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told);
+    assert!(output.status.success() && told.is_empty(), "{}: {told}", output.status);
 }
 
 #[tokio::test]
