@@ -1,5 +1,7 @@
 //! The document of the API: it is what it says that it is, and the service is what it says.
 
+mod clients;
+
 use std::{collections::BTreeSet, fs, process::Command, time::Duration};
 
 use serde_json::{Value, json};
@@ -141,7 +143,8 @@ async fn the_service_is_what_its_document_says() {
 /// The document as a file.
 async fn document_file(app: &TestApp) -> std::path::PathBuf {
     let text = get(app, "/openapi.json", None).await.text().await.unwrap();
-    let name = format!("openapi.{}.json", std::process::id());
+    let (process, port) = (std::process::id(), app.base.rsplit(':').next().unwrap_or_default());
+    let name = format!("openapi.{process}.{port}.json");
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, text).unwrap();
     path

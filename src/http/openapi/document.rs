@@ -222,6 +222,9 @@ impl Writer {
             assert!(before.is_none(), "{name} is one schema");
         }
         schemas.insert(schemas::PROBLEM.to_owned(), problem_schema(operations));
+        for schema in schemas.values_mut() {
+            schemas::widen(schema);
+        }
         let bearer = "A key of an application, or the operator's: `Authorization: Bearer <key>`";
         let api_key = "The same, in a header of its own";
         json!({

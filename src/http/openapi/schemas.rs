@@ -17,7 +17,10 @@ use crate::{
         target::URL_BYTES_MAX,
         uid::{ID_PREFIXES, UID_BYTES_MAX},
     },
-    http::extract::{IdempotencyHeader, LIMIT_DEFAULT, LIMIT_MAX},
+    http::{
+        extract::{IdempotencyHeader, LIMIT_DEFAULT, LIMIT_MAX},
+        routes::subscriptions::settings,
+    },
 };
 
 /// The component that every problem document is.
@@ -71,6 +74,71 @@ pub fn or_null(mut schema: Value) -> Value {
 /// Any JSON value.
 pub fn any() -> Value {
     json!({})
+}
+
+/// Formats of numbers that readers of JSON Schema know; schemars has more.
+const NUMBER_FORMATS: [&str; 4] = ["int32", "int64", "float", "double"];
+
+/// Writes derived schemas as most readers know them: `{}` for `true` where a value may be anything, and
+/// no formats of numbers beside those of OpenAPI.
+pub fn widen(schema: &mut Value) {
+    match schema {
+        Value::Array(parts) => parts.iter_mut().for_each(widen),
+        Value::Object(members) => {
+            for name in ["properties", "$defs"] {
+                let parts = members.get_mut(name).and_then(Value::as_object_mut);
+                for part in parts.into_iter().flat_map(Map::values_mut) {
+                    if *part == json!(true) {
+                        *part = any();
+                    }
+                }
+            }
+            for name in ["items", "additionalProperties"] {
+                if let Some(part) = members.get_mut(name).filter(|part| **part == json!(true)) {
+                    *part = any();
+                }
+            }
+            let is_number = members.get("type").is_some_and(|kind| {
+                let kinds = kind.as_array().map_or(std::slice::from_ref(kind), Vec::as_slice);
+                kinds.iter().any(|kind| kind == "integer" || kind == "number")
+            });
+            let format = members.get("format").and_then(Value::as_str);
+            if is_number && format.is_some_and(|format| !NUMBER_FORMATS.contains(&format)) {
+                members.remove("format");
+            }
+            members.values_mut().for_each(widen);
+        }
+        _ => {}
+    }
+}
+
+/// Filter of a subscription, as answers show it.
+pub struct Filter;
+
+/// Retries of a subscription, as answers show them.
+pub struct Retry;
+
+/// Rate of a subscription, as answers show it.
+pub struct RateLimit;
+
+macro_rules! components {
+    ($($name:ident: $schema:expr),+ $(,)?) => {
+        $(impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                Schema::try_from($schema).expect("an object is a schema")
+            }
+        })+
+    };
+}
+
+components! {
+    Filter: settings::filter(),
+    Retry: settings::retry_policy(),
+    RateLimit: settings::rate_limit(),
 }
 
 /// True or false.

@@ -14,7 +14,7 @@ mod ingest;
 mod replays;
 mod service;
 mod statistics;
-mod subscriptions;
+pub mod subscriptions;
 
 use super::openapi::Operation;
 

@@ -17,7 +17,7 @@ use crate::{
         ApplicationId, SubscriptionId,
         subscription::{DisabledBecause, Method, PayloadFormat, SignatureHeaders},
     },
-    http::{ApiError, ApiState},
+    http::{ApiError, ApiState, openapi::schemas},
     store::subscriptions::SubscriptionRow,
 };
 
@@ -33,6 +33,7 @@ pub struct SubscriptionBody {
     revision: i32,
     target_url: String,
     event_types: Vec<String>,
+    #[schemars(with = "Option<schemas::Filter>")]
     filter: Option<Box<RawValue>>,
     #[schemars(extend("enum" = names(Method::ALL, Method::as_str)))]
     method: String,
@@ -47,7 +48,9 @@ pub struct SubscriptionBody {
     disabled: Option<DisabledBody>,
     disable_after_seconds: Option<i32>,
     timeout_seconds: Option<f64>,
+    #[schemars(with = "Option<schemas::Retry>")]
     retry: Option<Box<RawValue>>,
+    #[schemars(with = "Option<schemas::RateLimit>")]
     rate_limit: Option<Box<RawValue>>,
     max_in_flight: Option<i32>,
     #[schemars(extend("enum" = names(PayloadFormat::ALL, PayloadFormat::as_str)))]

@@ -1,6 +1,6 @@
 //! `/subscriptions`.
 
-mod settings;
+pub mod settings;
 
 pub use settings::retry;
 

@@ -105,7 +105,7 @@ fn which_and_where() -> Vec<Member> {
         (
             "filter",
             told(
-                json!({"type": ["object", "null"]}),
+                or_null(filter()),
                 &format!(
                     "Which events of these types, by what is in them, such as \
                      `{{\"data.amount\": {{\"gte\": 100}}}}`; at most {FILTER_BYTES_MAX} bytes"
@@ -157,7 +157,7 @@ fn how(secret: Value) -> Vec<Member> {
             ),
         ),
         ("retry", retry()),
-        ("rate_limit", rate_limit()),
+        ("rate_limit", or_null(rate_limit())),
         (
             "max_in_flight",
             told(
@@ -169,11 +169,17 @@ fn how(secret: Value) -> Vec<Member> {
     ]
 }
 
-fn rate_limit() -> Value {
+/// Filter of a subscription: its members are paths, `any`, `all` and `not`.
+pub fn filter() -> Value {
+    json!({"type": "object", "additionalProperties": {}})
+}
+
+/// Rate of requests to a subscription.
+pub fn rate_limit() -> Value {
     let count = json!({"type": "integer", "minimum": 1, "maximum": RATE_COUNT_MAX});
     json!({
         "description": "How many requests may begin in a time, spread evenly, over all processes",
-        "type": ["object", "null"],
+        "type": "object",
         "required": ["count", "per_seconds"],
         "additionalProperties": false,
         "properties": {
@@ -235,8 +241,17 @@ fn event_types() -> Value {
     json!({"anyOf": [schemas::event_type_pattern(), list]})
 }
 
-/// When a failed delivery is tried again.
+/// Retries of a subscription or a target; null is the default.
 pub fn retry() -> Value {
+    let mut schema = retry_policy();
+    if let Some(alternatives) = schema["anyOf"].as_array_mut() {
+        alternatives.push(json!({"type": "null"}));
+    }
+    schema
+}
+
+/// When a failed delivery is tried again.
+pub fn retry_policy() -> Value {
     let schedule = json!({
         "type": "array",
         "minItems": 1,
@@ -258,6 +273,6 @@ pub fn retry() -> Value {
     json!({
         "description": "When a failed delivery is tried again; by default as the settings say. It \
                         must not reach beyond `DELIVERY_AGE_MAX` of the settings",
-        "anyOf": [schedule, backoff, {"type": "null"}],
+        "anyOf": [schedule, backoff],
     })
 }
