@@ -89,7 +89,9 @@ impl Endpoint {
         let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
         let is_stream = content_type.starts_with("text/event-stream");
         let answers = messages(&body, is_stream);
-        if let Some(answers) = answers.filter(|_| status != StatusCode::UNAUTHORIZED) {
+        // An error without an id is no answer to this message: it was refused unread.
+        let is_refusal = |answers: &Vec<Value>| answers.iter().any(|one| one["id"].is_null());
+        if let Some(answers) = answers.filter(|all| status.is_success() || !is_refusal(all)) {
             return Ok(answers);
         }
         ensure!(!status.is_success() || body.is_empty(), "the instance answered with no message");
@@ -97,7 +99,8 @@ impl Endpoint {
             return Ok(Vec::new());
         }
         let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let detail = problem["detail"].as_str().map(str::to_owned);
+        let detail = problem["error"]["message"].as_str().or_else(|| problem["detail"].as_str());
+        let detail = detail.map(str::to_owned);
         let detail = detail.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned());
         let hint = match status {
             StatusCode::UNAUTHORIZED => " (set WEBHOOK_DISPATCHER_API_KEY)",
@@ -187,12 +190,12 @@ mod tests {
     #[test]
     fn a_request_says_who_calls_and_whom() {
         let endpoint = endpoint("http://127.0.0.1:8000").unwrap();
-        let message = json!({"method": "tools/call", "params": {"name": "webhook.event"}});
+        let message = json!({"method": "tools/call", "params": {"name": "webhook_event"}});
         let request = endpoint.request(&Head::of(&message, None), &message).unwrap();
         let header = |name: &str| request.headers()[name].to_str().unwrap();
         assert_eq!(request.uri(), "http://127.0.0.1:8000/mcp");
         assert_eq!(header("authorization"), "Bearer whd_x");
-        assert_eq!((header("mcp-method"), header("mcp-name")), ("tools/call", "webhook.event"));
+        assert_eq!((header("mcp-method"), header("mcp-name")), ("tools/call", "webhook_event"));
     }
 
     #[test]

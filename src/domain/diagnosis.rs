@@ -191,8 +191,8 @@ pub fn steps(facts: &Facts, remedies: &[&str], is_changed_before: bool) -> Vec<S
     }
     if is_ill {
         steps.push(
-            "Then send an example, and look at its event (`webhook.subscription.test`, \
-                    `webhook.event`): disabled ones must be enabled first."
+            "Then send an example, and look at its event (`webhook_subscription_test`, \
+                    `webhook_event`): disabled ones must be enabled first."
                 .to_owned(),
         );
     }
@@ -209,8 +209,8 @@ pub fn steps(facts: &Facts, remedies: &[&str], is_changed_before: bool) -> Vec<S
     }
     if facts.dead > 0 {
         steps.push(
-            "Once it works, send again what was given up: one with `webhook.retry`, all with \
-             `webhook.replay` and the state `dead` (a dry run first)."
+            "Once it works, send again what was given up: one with `webhook_retry`, all with \
+             `webhook_replay` and the state `dead` (a dry run first)."
                 .to_owned(),
         );
     }
@@ -219,7 +219,7 @@ pub fn steps(facts: &Facts, remedies: &[&str], is_changed_before: bool) -> Vec<S
     }
     if facts.attempts == 0 && facts.disabled.is_none() && steps.is_empty() {
         steps.push(
-            "If events should have come: see for one of them why it did not (`webhook.explain`), and \
+            "If events should have come: see for one of them why it did not (`webhook_explain`), and \
              compare its type and content with `event_types` and `filter`."
                 .to_owned(),
         );
@@ -286,7 +286,7 @@ mod tests {
             steps(&Facts { attempts: 1, ..Facts::default() }, &[], true),
             ["Nothing: it works."]
         );
-        assert!(steps(&Facts::default(), &[], false)[0].contains("webhook.explain"));
+        assert!(steps(&Facts::default(), &[], false)[0].contains("webhook_explain"));
         let owner = Facts { disabled: Some(DisabledBecause::Owner), ..Facts::default() };
         assert!(steps(&owner, &[], false)[1].contains("on purpose"));
     }

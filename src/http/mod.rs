@@ -196,6 +196,7 @@ fn without_trailing_slash(mut request: Request) -> Request {
 async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let is_probe = PROBES.contains(&request.uri().path());
+    let is_mcp = request.uri().path() == MCP_PATH;
     let given = access::credentials(&state.access, &request);
     let caller = match given {
         _ if is_probe => Ok(None),
@@ -210,6 +211,7 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
             }
             next.run(request).await
         }
+        Err(error) if is_mcp => mcp::refused(error),
         Err(error) => error.into_response(),
     };
     response.headers_mut().insert(REQUEST_ID, id);

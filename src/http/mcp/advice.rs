@@ -37,12 +37,12 @@ fn what_to_do(kind: &str) -> &'static str {
             "Do not try again: ask the person for a key of a role that may do this, or do without."
         }
         "event-not-found" => {
-            "Take an id that `webhook.publish` or `webhook.deliveries` told, of this key's application; \
+            "Take an id that `webhook_publish` or `webhook_deliveries` told, of this key's application; \
              events are kept for RETENTION_DAYS."
         }
-        "delivery-not-found" => "Find the delivery with `webhook.deliveries`, and take its `id`.",
+        "delivery-not-found" => "Find the delivery with `webhook_deliveries`, and take its `id`.",
         "subscription-not-found" => {
-            "List them with `webhook.subscriptions`, and take an `id` or a `uid` of those."
+            "List them with `webhook_subscriptions`, and take an `id` or a `uid` of those."
         }
         "application-not-found" => {
             "Leave `application` out for the key's own, or ask the person for its name."

@@ -51,8 +51,8 @@ impl Declared {
     /// What the argument is called that names what the path is about.
     pub fn path_name(&self) -> &'static str {
         match self.name {
-            "webhook.retry" => "delivery_id",
-            "webhook.event" | "webhook.explain" => "event_id",
+            "webhook_retry" => "delivery_id",
+            "webhook_event" | "webhook_explain" => "event_id",
             _ => "subscription_id",
         }
     }
@@ -74,61 +74,61 @@ impl Declared {
 pub const SECRETS: [&str; 2] = ["secret", "inbound_secret"];
 
 const TOOLS: [Declared; 12] = [
-    Declared::new("webhook.dispatch", "createDispatch", Effect::Sends).told(
+    Declared::new("webhook_dispatch", "createDispatch", Effect::Sends).told(
         "Waits for what the receivers answer, and tells it for each: `delivered`, `failed` or `pending`. \
          One attempt unless `retry` asks for more. For what must arrive in the end use \
-         `webhook.publish`. Give an `idempotencyKey` so that a repeated call does not send twice.",
+         `webhook_publish`. Give an `idempotencyKey` so that a repeated call does not send twice.",
     ),
-    Declared::new("webhook.publish", "createEvent", Effect::Sends).told(
+    Declared::new("webhook_publish", "createEvent", Effect::Sends).told(
         "Stores the event and answers at once with its `id`; it is then sent, and sent again until it \
          arrives. With `type` it goes to the subscriptions that match, with `target_url` to that URL \
-         alone. Use `webhook.event` to see what became of it. Give an `idempotency_key` so that a \
+         alone. Use `webhook_event` to see what became of it. Give an `idempotency_key` so that a \
          repeated call does not publish twice.",
     ),
-    Declared::new("webhook.event", "getEvent", Effect::Reads).told(
+    Declared::new("webhook_event", "getEvent", Effect::Reads).told(
         "With its payload, and for each target the state and every attempt: what was sent, what was \
          answered, what failed.",
     ),
-    Declared::new("webhook.explain", "explainEvent", Effect::Reads).told(
+    Declared::new("webhook_explain", "explainEvent", Effect::Reads).told(
         "Says for every subscription of the application why the event was delivered there, not yet, \
          not at all, or never meant for it, down to the clause of the filter.",
     ),
-    Declared::new("webhook.deliveries", "listDeliveries", Effect::Reads).told(
+    Declared::new("webhook_deliveries", "listDeliveries", Effect::Reads).told(
         "Searches the log by state (`dead`: given up), subscription, event, type, time, answered status \
          and error class. Newest first; pass `next_cursor` as `cursor` for more. A page can be short and \
          still have a next one.",
     ),
-    Declared::new("webhook.retry", "retryDelivery", Effect::Sends).told(
+    Declared::new("webhook_retry", "retryDelivery", Effect::Sends).told(
         "One attempt, now. A pending delivery keeps its schedule; one that has ended and fails again \
-         stays what it was. For many use `webhook.replay`.",
+         stays what it was. For many use `webhook_replay`.",
     ),
     Declared {
         defaults: &[("dry_run", true)],
-        ..Declared::new("webhook.replay", "createReplay", Effect::Sends).told(
+        ..Declared::new("webhook_replay", "createReplay", Effect::Sends).told(
             "Sends again all that has ended and matches `filter`. Unless `dry_run` is false it only \
              counts: do that first, tell the person the count, and set `dry_run` to false once they \
              agree. Receivers get the same `webhook-id` again.",
         )
     },
-    Declared::new("webhook.subscriptions", "listSubscriptions", Effect::Reads).told(
+    Declared::new("webhook_subscriptions", "listSubscriptions", Effect::Reads).told(
         "Which events go to which URL, and how; with `attention` true those that somebody should look \
          at, and why. Secrets and the values of headers are never shown.",
     ),
     Declared {
         required: &["target_url", "event_types"],
-        ..Declared::new("webhook.subscription.create", "createSubscription", Effect::Makes).told(
+        ..Declared::new("webhook_subscription_create", "createSubscription", Effect::Makes).told(
             "Its events are sent from now on. The secret that signs is made and not shown to you: a \
              person reads it at `GET /subscriptions/{id}/secret`.",
         )
     },
-    Declared::new("webhook.subscription.update", "changeSubscription", Effect::Changes).told(
+    Declared::new("webhook_subscription_update", "changeSubscription", Effect::Changes).told(
         "What is not told stays; null stands for the default. `is_active` false parks what comes, true \
          sends it.",
     ),
-    Declared::new("webhook.subscription.test", "testSubscription", Effect::Sends).told(
-        "A real, signed delivery of an example. Look at its outcome with `webhook.event`.",
+    Declared::new("webhook_subscription_test", "testSubscription", Effect::Sends).told(
+        "A real, signed delivery of an example. Look at its outcome with `webhook_event`.",
     ),
-    Declared::new("webhook.diagnose", "diagnoseSubscription", Effect::Reads).told(
+    Declared::new("webhook_diagnose", "diagnoseSubscription", Effect::Reads).told(
         "Start here when a receiver does not get its events: its health, what its deliveries fail of, \
          since when, what was changed of the subscription, what waits, and the steps that mend it.",
     ),

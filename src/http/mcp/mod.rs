@@ -9,6 +9,7 @@
 //! and to time out but requests, as everywhere.
 
 mod advice;
+mod arguments;
 mod declared;
 mod server;
 mod tool;
@@ -19,6 +20,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
+    http::{HeaderValue, header},
     response::{IntoResponse, Response},
     routing::{MethodRouter, post},
 };
@@ -26,9 +28,10 @@ use http_body_util::Full;
 use rmcp::transport::streamable_http_server::{
     StreamableHttpServerConfig, StreamableHttpService, session::never::NeverSessionManager,
 };
+use serde_json::json;
 
 use self::{server::Server, tool::Tool};
-use super::{ApiError, ApiState, access, body, openapi::Operation};
+use super::{ApiError, ApiState, access, body, openapi::Operation, problem::Problem};
 
 /// Where it is.
 pub const PATH: &str = "/mcp";
@@ -47,8 +50,26 @@ pub fn route(operations: &[Operation], api: &Router) -> MethodRouter<ApiState> {
     let sessions = Arc::new(NeverSessionManager::default());
     let service = Service::new(move || Ok(server.clone()), sessions, config);
     post(async move |State(state): State<ApiState>, request: Request| {
-        answer(service, &state, request).await
+        answer(service, &state, request).await.unwrap_or_else(refused)
     })
+}
+
+/// Code of JSON-RPC for a request that is refused before its message is read.
+const REFUSED: i32 = -32_000;
+
+/// The answer to a request that is refused before its message is read: with the problem's status, and as
+/// an error of JSON-RPC. Clients show its message, where of other bodies they show the status at most.
+pub fn refused(error: ApiError) -> Response {
+    let problem = Problem::from(error);
+    let message = format!("{}: {}", problem.title(), problem.error());
+    let mut response = problem.respond(json!({
+        "jsonrpc": "2.0",
+        "id": null,
+        "error": {"code": REFUSED, "message": message, "data": problem},
+    }));
+    let media_type = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+    response
 }
 
 async fn answer(

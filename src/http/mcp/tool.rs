@@ -1,7 +1,10 @@
 //! A tool: an operation of the API under the names that agents see. Its schemas are made of the
 //! operation's declaration, and arguments become a request to it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::http::{HeaderMap, HeaderName, Method, Request, header};
 use rmcp::model::{Tool as Description, ToolAnnotations};
@@ -9,12 +12,15 @@ use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
-use super::declared::{Declared, Effect, SECRETS};
+use super::{
+    arguments,
+    declared::{Declared, Effect, SECRETS},
+};
 use crate::{
     domain::Permission,
     http::{
         ApiError, names,
-        openapi::{Caller, Content, In, Operation},
+        openapi::{Caller, Content, In, Operation, schemas},
         problem::{Place, Problem},
     },
 };
@@ -43,6 +49,8 @@ pub struct Tool {
     path: String,
     reads_body: bool,
     arguments: BTreeMap<String, Goes>,
+    /// Those for which null stands for an absent argument, and is not passed on.
+    absent_if_null: BTreeSet<String>,
     defaults: &'static [(&'static str, bool)],
 }
 
@@ -89,6 +97,7 @@ impl Tool {
             path: operation.path.clone(),
             reads_body: operation.body.is_some(),
             arguments: input.arguments,
+            absent_if_null: input.absent_if_null,
             defaults: declared.defaults,
         }
     }
@@ -130,6 +139,9 @@ impl Tool {
             (self.path.clone(), form_urlencoded::Serializer::new(String::new()));
         let mut body = Map::new();
         for (name, value) in arguments {
+            if value.is_null() && self.absent_if_null.contains(&name) {
+                continue;
+            }
             let Some(goes) = self.arguments.get(&name) else {
                 let known: Vec<_> = self.arguments.keys().map(String::as_str).collect();
                 return Err(fault(&name, names::unknown("argument", &name, &known)));
@@ -215,6 +227,7 @@ struct Input {
     properties: Map<String, Value>,
     required: Vec<String>,
     arguments: BTreeMap<String, Goes>,
+    absent_if_null: BTreeSet<String>,
 }
 
 impl Input {
@@ -228,8 +241,9 @@ impl Input {
         if self.arguments.contains_key(name) && name != IDEMPOTENCY_KEY {
             return;
         }
-        if let Some(members) = schema.as_object_mut() {
-            members.remove("x-names");
+        arguments::simplify(&mut schema);
+        if !is_required && arguments::make_nullable(&mut schema) {
+            self.absent_if_null.insert(name.to_owned());
         }
         self.arguments.insert(name.to_owned(), goes);
         self.properties.insert(name.to_owned(), schema);
@@ -305,28 +319,8 @@ fn output_schema(operation: &Operation) -> Map<String, Value> {
         root.insert("$defs".to_owned(), Value::Object(definitions));
     }
     let mut root = Value::Object(root);
-    written_as_objects(&mut root);
+    schemas::widen(&mut root);
     object(root)
-}
-
-/// Writes `{}` for `true` wherever anything may stand: some clients read schemas as objects only.
-fn written_as_objects(schema: &mut Value) {
-    match schema {
-        Value::Array(parts) => parts.iter_mut().for_each(written_as_objects),
-        Value::Object(parts) => {
-            for (name, part) in parts.iter_mut() {
-                if name == "properties" || name == "$defs" {
-                    for member in part.as_object_mut().into_iter().flat_map(Map::values_mut) {
-                        if *member == json!(true) {
-                            *member = json!({});
-                        }
-                    }
-                }
-                written_as_objects(part);
-            }
-        }
-        _ => {}
-    }
 }
 
 fn annotations(title: &str, effect: Effect) -> ToolAnnotations {

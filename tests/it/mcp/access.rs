@@ -14,8 +14,8 @@ async fn a_role_sees_and_calls_what_it_may() {
     let scene = Scene::new(200).await;
     for (role, seen) in [
         ("manager", [READING.as_slice(), &WRITING].concat()),
-        ("dispatcher", [READING.as_slice(), &["webhook.publish", "webhook.dispatch"]].concat()),
-        ("producer", vec!["webhook.publish", "webhook.dispatch"]),
+        ("dispatcher", [READING.as_slice(), &["webhook_publish", "webhook_dispatch"]].concat()),
+        ("producer", vec!["webhook_publish", "webhook_dispatch"]),
         ("viewer", READING.to_vec()),
     ] {
         let key = key(&scene.app, &scene.application, role).await;
@@ -28,7 +28,7 @@ async fn a_role_sees_and_calls_what_it_may() {
                 problem["type"] == "/problems/not-permitted" && problem["status"] == 403
             });
             // One that may publish need not name targets.
-            let names_targets = role == "producer" && name == "webhook.dispatch";
+            let names_targets = role == "producer" && name == "webhook_dispatch";
             assert_eq!(
                 refused,
                 !seen.contains(&name) || names_targets,
@@ -39,7 +39,7 @@ async fn a_role_sees_and_calls_what_it_may() {
     // The role counts before anything is looked at.
     let viewer = key(&scene.app, &scene.application, "viewer").await;
     let nonsense = json!({"colour": "red"});
-    let problem = call(&scene.app, &viewer, "webhook.retry", &nonsense).await.unwrap_err();
+    let problem = call(&scene.app, &viewer, "webhook_retry", &nonsense).await.unwrap_err();
     assert_eq!(problem["type"], "/problems/not-permitted");
     scene.app.stop().await;
 }
@@ -78,7 +78,7 @@ async fn no_tool_shows_what_another_application_has() {
         tried += 1;
     }
     assert!(tried > 20, "{tried}");
-    for name in ["webhook.deliveries", "webhook.subscriptions"] {
+    for name in ["webhook_deliveries", "webhook_subscriptions"] {
         let page = call(&scene.app, &rival, name, &json!({})).await.unwrap();
         assert_eq!(page["data"], json!([]), "{name}");
     }
@@ -140,9 +140,12 @@ async fn who_reaches_the_api_reaches_the_tools_and_no_web_page() {
 #[tokio::test]
 async fn what_is_no_message_is_refused() {
     let app = TestApp::with(&["--request-body-max=2000"]).await;
-    let large = json!({"name": "webhook.publish", "arguments": {"payload": "x".repeat(3_000)}});
+    let large = json!({"name": "webhook_publish", "arguments": {"payload": "x".repeat(3_000)}});
     let (status, answer) = message(&app, None, "tools/call", &large).await;
-    assert_eq!((status, &answer["type"]), (413, &json!("/problems/body-too-large")), "{answer}");
+    // An error of JSON-RPC, with the problem: clients show its message.
+    let problem = &answer["error"]["data"];
+    assert_eq!((status, &problem["type"]), (413, &json!("/problems/body-too-large")), "{answer}");
+    assert_eq!((&answer["jsonrpc"], &answer["id"]), (&json!("2.0"), &Value::Null));
     for method in ["GET", "DELETE"] {
         let (status, _) = app.call(method, "/mcp", None, None).await;
         assert_eq!(status, 405, "{method}");
@@ -152,7 +155,7 @@ async fn what_is_no_message_is_refused() {
     let unknown = json!({"name": "webhook.publsh", "arguments": {}});
     let (_, answer) = message(&app, None, "tools/call", &unknown).await;
     let said = answer["error"]["message"].as_str().unwrap();
-    assert_eq!(said, "unknown tool `webhook.publsh`: did you mean `webhook.publish`?");
+    assert_eq!(said, "unknown tool `webhook.publsh`: did you mean `webhook_publish`?");
     app.stop().await;
 }
 

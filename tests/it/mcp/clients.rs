@@ -19,7 +19,7 @@ use crate::{
 const PYTHON: &str = "mcp==2.3.0\njsonschema==4.26.0\n";
 
 /// Runs a client on what it is given, and tells what it says.
-async fn ask(mut client: Command, given: Value) -> Value {
+pub(super) async fn ask(mut client: Command, given: Value) -> Value {
     let asked = tokio::task::spawn_blocking(move || {
         let mut child = client
             .stdin(Stdio::piped())
@@ -84,9 +84,9 @@ async fn works(scene: &Scene, mut ask_with: impl AsyncFnMut(&str, Vec<(&str, Val
     }
     let viewer = key(&scene.app, &scene.application, "viewer").await;
     let calls = vec![
-        ("webhook.event", json!({"event_id": scene.event})),
-        ("webhook.event", json!({"event_id": "evt_nonsense"})),
-        ("webhook.publish", json!({"type": "invoice.paid", "payload": 1})),
+        ("webhook_event", json!({"event_id": scene.event})),
+        ("webhook_event", json!({"event_id": "evt_nonsense"})),
+        ("webhook_publish", json!({"type": "invoice.paid", "payload": 1})),
     ];
     let told = ask_with(&viewer, calls).await;
     let mut reading = READING;

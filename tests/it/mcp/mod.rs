@@ -1,6 +1,7 @@
 //! MCP: the tools as agents see them, by hand, and by the official clients.
 
 mod access;
+mod adapters;
 mod clients;
 mod tools;
 
@@ -13,21 +14,21 @@ use crate::{
 
 /// Tools that only read.
 const READING: [&str; 5] = [
-    "webhook.event",
-    "webhook.explain",
-    "webhook.deliveries",
-    "webhook.subscriptions",
-    "webhook.diagnose",
+    "webhook_event",
+    "webhook_explain",
+    "webhook_deliveries",
+    "webhook_subscriptions",
+    "webhook_diagnose",
 ];
 /// Tools that send, make or change something.
 const WRITING: [&str; 7] = [
-    "webhook.dispatch",
-    "webhook.publish",
-    "webhook.retry",
-    "webhook.replay",
-    "webhook.subscription.create",
-    "webhook.subscription.update",
-    "webhook.subscription.test",
+    "webhook_dispatch",
+    "webhook_publish",
+    "webhook_retry",
+    "webhook_replay",
+    "webhook_subscription_create",
+    "webhook_subscription_update",
+    "webhook_subscription_test",
 ];
 
 /// A message, and the status and the message that is answered.
@@ -102,7 +103,7 @@ impl Scene {
             app.call("POST", "/subscriptions", Some(&manager), Some(&made)).await;
         assert_eq!(made, 201, "{subscription}");
         let published = json!({"type": "invoice.paid", "payload": {"amount": 7}});
-        let published = call(&app, &manager, "webhook.publish", &published).await.unwrap();
+        let published = call(&app, &manager, "webhook_publish", &published).await.unwrap();
         let event = published["id"].as_str().unwrap().to_owned();
         let shown = crate::support::eventually("an attempt", async || {
             let path = format!("/events/{event}");
@@ -119,32 +120,32 @@ impl Scene {
     fn calls(&self) -> Vec<(&'static str, Value)> {
         let (event, subscription) = (&self.event, &self.subscription);
         vec![
-            ("webhook.publish", json!({"type": "invoice.paid", "payload": {"amount": 8}})),
+            ("webhook_publish", json!({"type": "invoice.paid", "payload": {"amount": 8}})),
             (
-                "webhook.dispatch",
+                "webhook_dispatch",
                 json!({"event": "invoice.paid", "payload": {}, "targets": [self.receiver.url("/")]}),
             ),
-            ("webhook.event", json!({"event_id": event})),
-            ("webhook.explain", json!({"event_id": event, "limit": 10})),
-            ("webhook.deliveries", json!({"subscription_id": "crm", "event_id": event})),
-            ("webhook.retry", json!({"delivery_id": self.delivery})),
-            ("webhook.replay", json!({"filter": {"state": "dead"}})),
+            ("webhook_event", json!({"event_id": event})),
+            ("webhook_explain", json!({"event_id": event, "limit": 10})),
+            ("webhook_deliveries", json!({"subscription_id": "crm", "event_id": event})),
+            ("webhook_retry", json!({"delivery_id": self.delivery})),
+            ("webhook_replay", json!({"filter": {"state": "dead"}})),
             (
-                "webhook.replay",
+                "webhook_replay",
                 json!({"filter": {"state": "dead"}, "dry_run": false, "idempotency_key": "once"}),
             ),
-            ("webhook.subscriptions", json!({"is_active": true})),
+            ("webhook_subscriptions", json!({"is_active": true})),
             (
-                "webhook.subscription.create",
+                "webhook_subscription_create",
                 json!({"target_url": self.receiver.url("/b"), "event_types": ["a.b"],
                        "filter": {"data.amount": {"gte": 1}}, "headers": {"X-Team": "billing"}}),
             ),
             (
-                "webhook.subscription.update",
+                "webhook_subscription_update",
                 json!({"subscription_id": subscription, "description": "of the CRM"}),
             ),
-            ("webhook.subscription.test", json!({"subscription_id": "crm"})),
-            ("webhook.diagnose", json!({"subscription_id": subscription})),
+            ("webhook_subscription_test", json!({"subscription_id": "crm"})),
+            ("webhook_diagnose", json!({"subscription_id": subscription})),
         ]
     }
 }
@@ -154,10 +155,10 @@ impl Scene {
 async fn the_operators_key_names_the_application() {
     let scene = Scene::new(200).await;
     let shown = json!({"event_id": scene.event, "application": "acme"});
-    let shown = call(&scene.app, ADMIN_KEY, "webhook.event", &shown).await.unwrap();
+    let shown = call(&scene.app, ADMIN_KEY, "webhook_event", &shown).await.unwrap();
     assert_eq!(shown["payload"], json!({"amount": 7}));
     let without = json!({"event_id": scene.event});
-    let problem = call(&scene.app, ADMIN_KEY, "webhook.event", &without).await.unwrap_err();
+    let problem = call(&scene.app, ADMIN_KEY, "webhook_event", &without).await.unwrap_err();
     assert_eq!(problem["type"], "/problems/event-not-found");
     scene.app.stop().await;
 }

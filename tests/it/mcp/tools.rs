@@ -15,67 +15,67 @@ async fn what_is_wrong_is_told_by_name() {
     let scene = Scene::new(200).await;
     for (name, arguments, kind, argument, said) in [
         (
-            "webhook.event",
+            "webhook_event",
             json!({"event": scene.event}),
             "invalid-request",
             "event",
             "unknown argument `event`: did you mean `event_id`?",
         ),
-        ("webhook.event", json!({}), "invalid-request", "event_id", "`event_id` is missing"),
-        ("webhook.event", json!({"event_id": ""}), "invalid-request", "event_id", "is missing"),
+        ("webhook_event", json!({}), "invalid-request", "event_id", "`event_id` is missing"),
+        ("webhook_event", json!({"event_id": ""}), "invalid-request", "event_id", "is missing"),
         (
-            "webhook.retry",
+            "webhook_retry",
             json!({"delivery_id": null}),
             "invalid-request",
             "delivery_id",
             "is missing",
         ),
         (
-            "webhook.event",
+            "webhook_event",
             json!({"event_id": "../x?y"}),
             "event-not-found",
             "event_id",
             "no such event",
         ),
         (
-            "webhook.publish",
+            "webhook_publish",
             json!({"payload": 1, "typ": "a.b"}),
             "invalid-request",
             "typ",
             "did you mean `type`",
         ),
-        ("webhook.publish", json!({"type": "a.b"}), "invalid-request", "payload", "missing"),
+        ("webhook_publish", json!({"type": "a.b"}), "invalid-request", "payload", "missing"),
         (
-            "webhook.publish",
+            "webhook_publish",
             json!({"payload": 1, "target_url": "http://10.0.0.1/"}),
             "target-refused",
             "target_url",
             "private",
         ),
-        ("webhook.deliveries", json!({"limit": 1_000}), "invalid-request", "limit", "1 to 250"),
+        ("webhook_deliveries", json!({"limit": 1_000}), "invalid-request", "limit", "1 to 250"),
         (
-            "webhook.replay",
+            "webhook_replay",
             json!({"filter": {"status": "dead"}}),
             "invalid-request",
             "filter",
             "unknown field `status`",
         ),
         (
-            "webhook.replay",
+            "webhook_replay",
             json!({"filter": {"state": "dead"}, "idempotency_key": "ä\n"}),
             "invalid-request",
             "idempotency_key",
             "printable ASCII",
         ),
         (
-            "webhook.subscription.create",
+            "webhook_subscription_create",
             json!({"target_url": "https://example.com"}),
             "invalid-request",
             "event_types",
             "event_types",
         ),
         (
-            "webhook.subscription.create",
+            "webhook_subscription_create",
             json!({"secret": "whsec_chosen_by_an_agent"}),
             "invalid-request",
             "secret",
@@ -101,15 +101,15 @@ async fn a_replay_only_counts_unless_told_otherwise() {
         if let Some(dry_run) = dry_run {
             arguments["dry_run"] = dry_run;
         }
-        let count = call(app, key, "webhook.replay", &arguments).await.unwrap();
+        let count = call(app, key, "webhook_replay", &arguments).await.unwrap();
         assert!(count["matched"] == 1 && count["id"].is_null(), "{arguments}: {count}");
     }
     assert_eq!(app.call("GET", "/replays", Some(key), None).await.1["data"], json!([]));
     let arguments = json!({"filter": filter, "dry_run": false, "idempotency_key": "it"});
-    let made = call(app, key, "webhook.replay", &arguments).await.unwrap();
+    let made = call(app, key, "webhook_replay", &arguments).await.unwrap();
     assert!(made["id"].as_str().unwrap().starts_with("rpl_"), "{made}");
     // With the same key nothing is made twice.
-    let again = call(app, key, "webhook.replay", &arguments).await.unwrap();
+    let again = call(app, key, "webhook_replay", &arguments).await.unwrap();
     assert_eq!(again["id"], made["id"]);
     eventually("the event again", async || (scene.receiver.count() == 2).then_some(())).await;
     scene.app.stop().await;
@@ -121,7 +121,7 @@ async fn an_agent_is_shown_no_secret() {
     let scene = Scene::new(200).await;
     let arguments = json!({"target_url": scene.receiver.url("/b"), "event_types": "b.c",
         "headers": {"Authorization": "Bearer of-the-receiver"}});
-    let made = call(&scene.app, &scene.manager, "webhook.subscription.create", &arguments).await;
+    let made = call(&scene.app, &scene.manager, "webhook_subscription_create", &arguments).await;
     let made = made.unwrap();
     assert!(made["id"].is_string() && made.get("secret").is_none(), "{made}");
     assert_eq!(made["headers"]["Authorization"], "[redacted]", "{made}");
@@ -139,7 +139,7 @@ async fn a_diagnosis_tells_what_is_wrong_and_what_to_do() {
     let (app, key) = (&scene.app, &scene.manager);
     let diagnose = async || {
         let arguments = json!({"subscription_id": "crm"});
-        call(app, key, "webhook.diagnose", &arguments).await.unwrap()
+        call(app, key, "webhook_diagnose", &arguments).await.unwrap()
     };
     let told = eventually("the figures", async || {
         let told = diagnose().await;
@@ -159,9 +159,9 @@ async fn a_diagnosis_tells_what_is_wrong_and_what_to_do() {
 
     // Changed, disabled, and something comes for it.
     let update = json!({"subscription_id": "crm", "description": "old", "is_active": false});
-    call(app, key, "webhook.subscription.update", &update).await.unwrap();
+    call(app, key, "webhook_subscription_update", &update).await.unwrap();
     let published = json!({"type": "invoice.paid", "payload": {}});
-    call(app, key, "webhook.publish", &published).await.unwrap();
+    call(app, key, "webhook_publish", &published).await.unwrap();
     let told = eventually("what is parked", async || {
         let told = diagnose().await;
         (told["waiting"]["parked"] == 2).then_some(told)
