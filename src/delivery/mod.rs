@@ -2,7 +2,6 @@
 
 pub mod client;
 mod connection;
-mod connector;
 mod failure;
 mod metered;
 mod pool;

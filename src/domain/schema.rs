@@ -5,6 +5,8 @@
 //! never lead back to themselves, so that no payload can make the validator recurse for ever or take
 //! exponential time. Its patterns are matched in linear time.
 
+mod patterns;
+
 use std::{borrow::Cow, collections::HashMap, fmt};
 
 use jsonschema::{PatternOptions, Validator};
@@ -19,8 +21,16 @@ pub const SCHEMA_DEPTH_MAX: usize = 64;
 pub const SCHEMA_NODES_MAX: usize = 2_000;
 /// How many patterns a schema may come to, so written out.
 pub const SCHEMA_PATTERNS_MAX: usize = 100;
-/// How many bytes one compiled pattern may take, and the memory that matching it may.
+/// Maximum cost of all patterns of a new schema, so written out, per byte of a payload: positions of
+/// patterns that the engine may have to visit for one byte.
+pub const PATTERN_COST_MAX: usize = 400;
+/// Maximum size of one compiled pattern, and of the memory for matching it, in bytes.
 const PATTERN_BYTES_MAX: usize = 256 * 1024;
+/// Maximum work of one check, in objects of the schema times bytes of the payload: some seconds at the
+/// very worst. A check cannot be interrupted, so larger payloads are refused.
+pub const WORK_MAX: usize = 500_000_000;
+/// Objects of a schema that cost as much as one position of a pattern.
+const NODES_PER_POSITION: usize = 2;
 /// How many faults of a payload are told.
 pub const FAULTS_MAX: usize = 5;
 /// Up to how much work, in objects of the schema times bytes of the payload, all faults are gathered
@@ -68,8 +78,23 @@ pub struct Fault {
 }
 
 impl Schema {
-    /// Reads and compiles a schema.
+    /// Reads and compiles a new schema.
     pub fn compile(json: &str) -> Result<Self, SchemaError> {
+        let schema = Self::compile_stored(json)?;
+        if schema.measure.pattern_cost > PATTERN_COST_MAX {
+            let reason = format!(
+                "has patterns that cost {} per byte of a payload, and may cost {PATTERN_COST_MAX}: \
+                 shorten counted repetitions such as `{{1500}}`, or bound the length by `maxLength`",
+                schema.measure.pattern_cost
+            );
+            return Err(SchemaError { pointer: String::new(), reason: reason.into() });
+        }
+        Ok(schema)
+    }
+
+    /// Compiles a schema that was accepted before: it may cost more than a new one, and takes the
+    /// smaller payloads for it.
+    pub fn compile_stored(json: &str) -> Result<Self, SchemaError> {
         let fault = |pointer: &str, reason: String| SchemaError {
             pointer: pointer.to_owned(),
             reason: reason.into(),
@@ -108,6 +133,12 @@ impl Schema {
     /// Checks the text of one JSON value. Tells up to [`FAULTS_MAX`] faults.
     pub fn check(&self, json: &[u8]) -> Result<(), Vec<Fault>> {
         let whole = |message: &str| vec![Fault { pointer: String::new(), message: message.into() }];
+        if self.work(json.len()) > WORK_MAX {
+            let bytes_max = self.payload_bytes_max();
+            let message =
+                format!("is too large to be checked by this schema: at most {bytes_max} bytes");
+            return Err(whole(&message));
+        }
         let payload: Value =
             serde_json::from_slice(json).map_err(|_| whole("nests too deep to be checked"))?;
         if self.validator.is_valid(&payload) {
@@ -130,9 +161,19 @@ impl Schema {
         Err(faults)
     }
 
-    /// How much work it is to check a payload of so many bytes, in objects times bytes.
+    /// Worst case of the work to check a payload of this size, in objects times bytes.
     pub fn work(&self, payload_bytes: usize) -> usize {
-        self.measure.nodes.saturating_mul(payload_bytes)
+        self.work_per_byte().saturating_mul(payload_bytes)
+    }
+
+    /// Size up to which payloads are checked, in bytes.
+    pub fn payload_bytes_max(&self) -> usize {
+        WORK_MAX / self.work_per_byte()
+    }
+
+    fn work_per_byte(&self) -> usize {
+        let of_patterns = self.measure.pattern_cost.saturating_mul(NODES_PER_POSITION);
+        self.measure.nodes.saturating_add(of_patterns).max(1)
     }
 
     /// About how many bytes of memory it takes, at most.
@@ -167,6 +208,8 @@ struct Measure {
     nodes: usize,
     depth: usize,
     patterns: usize,
+    /// Cost of the patterns per byte of a payload.
+    pattern_cost: usize,
 }
 
 /// Measures a schema, every part of it once.
@@ -177,12 +220,14 @@ struct Survey<'a> {
     root: &'a Value,
     /// By place in memory; `None` while it is being measured.
     known: HashMap<*const Value, Option<Measure>>,
+    /// Costs of patterns that were measured.
+    costs: HashMap<&'a str, usize>,
     has_alternatives: bool,
 }
 
 impl<'a> Survey<'a> {
     fn of(root: &'a Value) -> Self {
-        Self { root, known: HashMap::new(), has_alternatives: false }
+        Self { root, known: HashMap::new(), costs: HashMap::new(), has_alternatives: false }
     }
 
     /// Measures a part, which is `above` levels down.
@@ -262,10 +307,16 @@ impl<'a> Survey<'a> {
                 fault("is not supported: use `$ref`")
             }
             ("$id", Value::String(_)) if above > 1 => fault("may stand at the top only"),
-            ("pattern", Value::String(_)) => Ok(Measure { patterns: 1, ..Measure::default() }),
+            ("pattern", Value::String(pattern)) => {
+                let pattern_cost = self.pattern_cost(pattern);
+                Ok(Measure { patterns: 1, pattern_cost, ..Measure::default() })
+            }
             ("patternProperties", Value::Object(patterns)) => {
                 let mut sum = self.measure(value, pointer, above + 1)?;
                 sum.patterns += patterns.len();
+                for pattern in patterns.keys() {
+                    sum.pattern_cost = sum.pattern_cost.saturating_add(self.pattern_cost(pattern));
+                }
                 Ok(sum)
             }
             _ => {
@@ -273,6 +324,18 @@ impl<'a> Survey<'a> {
                 self.measure(value, pointer, above + 1)
             }
         }
+    }
+
+    /// The cost of a pattern. Only the first of those that there may be are measured: a schema with more
+    /// is refused.
+    fn pattern_cost(&mut self, pattern: &'a str) -> usize {
+        if let Some(cost) = self.costs.get(pattern) {
+            return *cost;
+        }
+        let is_measured = self.costs.len() < SCHEMA_PATTERNS_MAX;
+        let cost = if is_measured { patterns::cost(pattern) } else { 0 };
+        self.costs.insert(pattern, cost);
+        cost
     }
 
     /// The part that a reference leads to.
@@ -287,6 +350,7 @@ impl Measure {
     fn add(&mut self, part: Self) {
         self.nodes = self.nodes.saturating_add(part.nodes);
         self.patterns = self.patterns.saturating_add(part.patterns);
+        self.pattern_cost = self.pattern_cost.saturating_add(part.pattern_cost);
         self.depth = self.depth.max(part.depth + 1);
     }
 }

@@ -14,6 +14,7 @@ use super::{
     ApiError, ApiState,
     body::{self, Limit},
     caller::Caller,
+    catalogue::Suggestions,
     extract::IdempotencyHeader,
     json::Members,
     problem::Problem,
@@ -101,13 +102,14 @@ async fn read(
         submission::header_key(&key)?;
     }
     let mut items = Vec::with_capacity(texts.len());
+    let mut suggestions = Suggestions::default();
     for (index, text) in texts.into_iter().enumerate() {
         let Limit { bytes_max, setting, .. } = state.body_limit;
         let item = if text.get().len() > bytes_max {
             Err(ApiError::TooLarge { what: "the event", bytes_max, setting }.into())
         } else {
             let key = key_of(index).map(OuterKey::OfItem);
-            submission::read(state, caller, body, text.get(), key).await
+            submission::read(state, caller, body, text.get(), key, &mut suggestions).await
         };
         items.push(item.map_err(|problem| problem.within(&pointer(index))));
         // A batch is mebibytes to check; others are to be served meanwhile.

@@ -120,7 +120,7 @@ pub async fn create(
     })?;
     let definition = changed(Definition::default(), &given)?;
     let is_deprecated = given.boolean("deprecated")?.unwrap_or(false);
-    definition.check().map_err(|error| unsound(&error))?;
+    check(&state, owner, &definition).await?;
 
     let key = key.map(|key| submission::header_key(&key.0)).transpose()?;
     let kind = if owner.is_some() { "event_type" } else { "event_type of the instance" };
@@ -223,7 +223,7 @@ pub async fn change(
     let row = state.store.event_type(owner, &name).await?.ok_or(ApiError::EventTypeNotFound)?;
     let definition = changed(row.definition(), &given)?;
     let is_deprecated = given.boolean("deprecated")?;
-    definition.check().map_err(|error| unsound(&error))?;
+    check(&state, owner, &definition).await?;
     let change =
         state.store.change_event_type(owner, &name, row.revision, &definition, is_deprecated);
     let row = change.await?;
@@ -325,6 +325,13 @@ fn changed<const N: usize>(
         definition.checks_payload = given.boolean("checks_payload")?.unwrap_or(false);
     }
     Ok(definition)
+}
+
+/// Checks a definition, as work of the application whose catalogue it is for.
+async fn check(state: &ApiState, owner: Owner, definition: &Definition) -> Result<(), Problem> {
+    let application = owner.unwrap_or(DEFAULT_APPLICATION);
+    let checked = state.catalogue.check(application, definition.clone()).await;
+    checked.map_err(ApiError::from)?.map_err(|error| unsound(&error))
 }
 
 fn unsound(error: &DefinitionError) -> Problem {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{
     ApiError, ApiState, body,
     caller::Caller,
+    catalogue::Suggestions,
     deliveries::{DeliveryBody, ErrorBody},
     extract::{self, Cursor, EventPath, IdempotencyHeader, Parameters},
     problem::{Place, Problem},
@@ -43,7 +44,8 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<AcceptedBody>), Problem> {
     let body = body::read_json(request, state.body_limit, None).await?;
     let key = key.map(|key| OuterKey::OfRequest(key.0));
-    let submission = submission::read(&state, caller, &body, body::text(&body)?, key).await?;
+    let (text, mut suggestions) = (body::text(&body)?, Suggestions::default());
+    let submission = submission::read(&state, caller, &body, text, key, &mut suggestions).await?;
     drop(body);
     let result = state.ingest.submit(submission).await;
     telemetry::submitted(result.is_ok());

@@ -23,13 +23,58 @@ pub fn shown(name: &str) -> String {
     format!("{}{ellipsis}", name[..end].escape_debug())
 }
 
-/// The known name that is most like this one, whatever its case and its separators.
+/// The known name that is most like this one, ignoring case and separators.
 pub fn near_miss<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
-    let normal = |name: &str| name.replace(['-', '_', ' '], "").to_lowercase();
-    let name = normal(name);
-    let similarity = |known: &&&str| strsim::jaro_winkler(&name, &normal(known));
-    let best = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
-    (similarity(&best) >= SIMILARITY_MIN).then_some(*best)
+    let normalized = known.iter().map(|known| normalized(known));
+    most_alike(name, normalized).map(|index| known[index])
+}
+
+/// Names to compare several unknown ones with.
+pub struct KnownNames {
+    names: Vec<String>,
+    normalized: Vec<String>,
+}
+
+impl KnownNames {
+    /// These names.
+    pub fn new(names: Vec<String>) -> Self {
+        let normalized = names.iter().map(|name| normalized(name)).collect();
+        Self { names, normalized }
+    }
+
+    /// The name that is most like this one, ignoring case and separators.
+    pub fn near_miss(&self, name: &str) -> Option<&str> {
+        most_alike(name, self.normalized.iter()).map(|index| self.names[index].as_str())
+    }
+}
+
+fn normalized(name: &str) -> String {
+    let name = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
+    name.replace(['-', '_', ' '], "").to_lowercase()
+}
+
+/// The index of the name that is most like this one. Each is compared once.
+fn most_alike(name: &str, known: impl Iterator<Item: AsRef<str>>) -> Option<usize> {
+    let name = normalized(name);
+    let similarities = known.map(|known| {
+        #[cfg(test)]
+        COMPARED.with(|compared| compared.set(compared.get() + 1));
+        strsim::jaro_winkler(&name, known.as_ref())
+    });
+    let best = similarities.enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+    best.filter(|(_, similarity)| *similarity >= SIMILARITY_MIN).map(|(index, _)| index)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of comparisons of this thread.
+    static COMPARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Number of comparisons of this thread so far.
+#[cfg(test)]
+pub fn compared() -> usize {
+    COMPARED.with(std::cell::Cell::get)
 }
 
 #[cfg(test)]

@@ -37,6 +37,12 @@ pub enum Bound {
     /// Bytes of answers.
     #[error("too many bytes of answers wait to be taken")]
     Answers,
+    /// Checks of payloads and schemas that wait.
+    #[error("too many payloads and schemas of this application wait to be checked")]
+    Checks,
+    /// Time of a check.
+    #[error("checking by the schema took too long: shorten the payload or simplify the schema")]
+    CheckTime,
 }
 
 impl Bound {
@@ -48,6 +54,7 @@ impl Bound {
             Self::Requests => Refusal::Requests,
             Self::Bodies => Refusal::Bodies,
             Self::Answers => Refusal::Answers,
+            Self::Checks | Self::CheckTime => Refusal::Checks,
         }
     }
 }

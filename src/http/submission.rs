@@ -6,7 +6,7 @@ use super::{
     ApiError, ApiState,
     body::part_of,
     caller::Caller,
-    catalogue,
+    catalogue::{self, Suggestions},
     extract::IdempotencyHeader,
     hosts,
     json::{Members, pointer_to},
@@ -77,6 +77,7 @@ pub async fn read(
     body: &Bytes,
     text: &str,
     outer_key: Option<OuterKey>,
+    suggestions: &mut Suggestions,
 ) -> Result<Submission, Problem> {
     caller.must(Permission::Publish)?;
     let draft = draft(&state.targets, body, text, outer_key)?;
@@ -92,7 +93,8 @@ pub async fn read(
         })?;
     }
     if let Some(event_type) = &draft.event_type {
-        catalogue::check(state, application, event_type, &draft.payload).await?;
+        let payload = &draft.payload;
+        catalogue::check_in(suggestions, state, application, event_type, payload).await?;
     }
     Ok(draft.of(application))
 }

@@ -4,11 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use moka::sync::Cache;
-use tokio::sync::Semaphore;
 
+use super::checks::{CheckError, Checks};
 use crate::{
     domain::{
-        ApplicationId, EventType, Payload, Schema,
+        ApplicationId, Definition, EventType, Payload, Schema,
+        catalogue::DefinitionError,
         schema::{FAULTS_MAX, Fault},
     },
     store::{Store, StoreError},
@@ -23,12 +24,6 @@ const KNOWN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const KNOWN_BYTES_EACH: u32 = 512;
 /// How long a compiled schema that nobody asks for is kept.
 const COMPILED_IDLE: Duration = Duration::from_mins(10);
-/// From how much work on (objects of the schema times bytes of the payload) a check leaves the thread
-/// that it is on to others: some milliseconds.
-const WORK_INLINE_MAX: usize = 1_000_000;
-/// How many such checks run at a time; others wait.
-const LONG_CHECKS_MAX: usize = 2;
-
 /// How an event stands to its type.
 #[derive(Debug)]
 pub enum Fit {
@@ -49,6 +44,9 @@ pub enum CatalogueError {
     /// The database could not be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Too many checks wait, or this one took too long.
+    #[error(transparent)]
+    Check(#[from] CheckError),
     /// The schema, or the check itself, does not work; it was logged.
     #[error("payloads of this type cannot be checked")]
     Broken,
@@ -59,10 +57,17 @@ pub enum CatalogueError {
 enum Verdict {
     /// They are taken as they come.
     Free,
-    /// Their payloads must keep to this.
-    Checked(Arc<Schema>),
+    /// Their payloads must keep to this schema.
+    Checked(Arc<StoredSchema>),
     /// They are not taken.
     Unknown,
+}
+
+/// Schema as it is stored.
+struct StoredSchema {
+    /// The type's id and revision.
+    key: (i64, i32),
+    text: String,
 }
 
 /// What the database said about event types in the last second. Cheap to clone.
@@ -71,7 +76,7 @@ pub struct Catalogue {
     verdicts: Cache<(ApplicationId, EventType), Verdict>,
     /// By the type's id and revision.
     compiled: Cache<(i64, i32), Arc<Schema>>,
-    long_checks: Arc<Semaphore>,
+    checks: Checks,
 }
 
 impl Default for Catalogue {
@@ -81,7 +86,9 @@ impl Default for Catalogue {
             .max_capacity(KNOWN_BYTES_MAX)
             .weigher(move |_, verdict: &Verdict| match verdict {
                 Verdict::Free | Verdict::Unknown => KNOWN_BYTES_EACH,
-                Verdict::Checked(schema) => weight(schema).saturating_add(KNOWN_BYTES_EACH),
+                Verdict::Checked(schema) => u32::try_from(schema.text.len())
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(KNOWN_BYTES_EACH),
             })
             .time_to_live(KNOWN_FOR)
             .build();
@@ -90,7 +97,7 @@ impl Default for Catalogue {
             .weigher(move |_, schema: &Arc<Schema>| weight(schema))
             .time_to_idle(COMPILED_IDLE)
             .build();
-        Self { verdicts, compiled, long_checks: Arc::new(Semaphore::new(LONG_CHECKS_MAX)) }
+        Self { verdicts, compiled, checks: Checks::default() }
     }
 }
 
@@ -107,7 +114,7 @@ impl Catalogue {
             Verdict::Free => Ok(Fit::Good),
             Verdict::Unknown => Ok(Fit::Unknown),
             Verdict::Checked(schema) => {
-                let faults = self.faults(schema, payload).await?;
+                let faults = self.faults(application, schema, payload).await?;
                 Ok(if faults.is_empty() { Fit::Good } else { Fit::Faults(faults) })
             }
         }
@@ -126,7 +133,7 @@ impl Catalogue {
         let found = store.published_type(application, event_type).await?;
         let found = found.ok_or(CatalogueError::NoApplication)?;
         let verdict = match (found.event_type_id.zip(found.revision), found.schema) {
-            (Some(key), Some(schema)) => Verdict::Checked(self.compiled(key, &schema)?),
+            (Some(key), Some(text)) => Verdict::Checked(Arc::new(StoredSchema { key, text })),
             (Some(_), None) => Verdict::Free,
             (None, _) if found.accepts_unknown_types => Verdict::Free,
             (None, _) => Verdict::Unknown,
@@ -135,41 +142,57 @@ impl Catalogue {
         Ok(verdict)
     }
 
-    fn compiled(&self, key: (i64, i32), text: &str) -> Result<Arc<Schema>, CatalogueError> {
-        if let Some(schema) = self.compiled.get(&key) {
-            return Ok(schema);
-        }
-        let schema = Schema::compile(text).map_err(|error| {
-            // It could be compiled when it was made. To take what it may forbid would be worse.
-            tracing::error!(event_type_id = key.0, ?error, "a stored schema cannot be compiled");
-            CatalogueError::Broken
-        })?;
-        let schema = Arc::new(schema);
-        self.compiled.insert(key, schema.clone());
-        Ok(schema)
-    }
-
     /// What is wrong with a payload, if anything.
     async fn faults(
         &self,
-        schema: Arc<Schema>,
+        application: ApplicationId,
+        schema: Arc<StoredSchema>,
         payload: &Payload,
     ) -> Result<Vec<Fault>, CatalogueError> {
-        let bytes = payload.bytes().clone();
-        if schema.work(bytes.len()) <= WORK_INLINE_MAX {
-            return Ok(schema.check(&bytes).err().unwrap_or_default());
-        }
-        let _permit = self.long_checks.acquire().await.map_err(|_| CatalogueError::Broken)?;
-        let check = move || schema.check(&bytes).err().unwrap_or_default();
-        tokio::task::spawn_blocking(check).await.map_err(|error| {
-            tracing::error!(%error, "a payload could not be checked");
-            CatalogueError::Broken
-        })
+        let (bytes, compiled) = (payload.bytes().clone(), self.compiled.clone());
+        let check = move || {
+            let schema = schema.compiled(&compiled)?;
+            Ok(schema.check(&bytes).err().unwrap_or_default())
+        };
+        self.checks.run(application, check).await?
+    }
+
+    /// Checks the definition of a type, as work of this application.
+    pub async fn check(
+        &self,
+        application: ApplicationId,
+        definition: Definition,
+    ) -> Result<Result<(), DefinitionError>, CheckError> {
+        self.checks.run(application, move || definition.check()).await
     }
 
     /// Forgets what a change has made wrong. Other processes find out within [`KNOWN_FOR`].
     pub fn forget(&self) {
         self.verdicts.invalidate_all();
+    }
+}
+
+impl StoredSchema {
+    /// The schema, compiled unless it is in this cache.
+    fn compiled(
+        &self,
+        compiled: &Cache<(i64, i32), Arc<Schema>>,
+    ) -> Result<Arc<Schema>, CatalogueError> {
+        if let Some(schema) = compiled.get(&self.key) {
+            return Ok(schema);
+        }
+        let schema = Schema::compile_stored(&self.text).map_err(|error| {
+            // It could be compiled when it was made. To take what it may forbid would be worse.
+            tracing::error!(
+                event_type_id = self.key.0,
+                ?error,
+                "a stored schema cannot be compiled"
+            );
+            CatalogueError::Broken
+        })?;
+        let schema = Arc::new(schema);
+        compiled.insert(self.key, schema.clone());
+        Ok(schema)
     }
 }
 

@@ -7,6 +7,7 @@
 mod batch;
 mod batcher;
 mod catalogue;
+mod checks;
 mod gather;
 pub mod handover;
 mod intake;
@@ -26,6 +27,7 @@ use crate::domain::{EventId, Submission};
 
 pub use batcher::Batcher;
 pub use catalogue::{Catalogue, CatalogueError, Fit, told};
+pub use checks::CheckError;
 pub use gather::gather;
 pub use handover::Handover;
 pub use intake::Intake;

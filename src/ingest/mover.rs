@@ -11,8 +11,11 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+mod pending;
+
+use self::pending::PendingChecks;
 use super::{
-    Catalogue, CatalogueError, Fit, Intake,
+    Catalogue, CatalogueError, CheckError, Fit, Intake,
     batch::{DELIVERIES_MAX, PAYLOAD_BYTES_MAX, Routed, SUBMISSIONS_MAX},
     catalogue::told,
     intake::log_accepted,
@@ -61,6 +64,8 @@ pub struct Mover {
     earlier: Option<Mark>,
     /// So many rows are moved one by one, since a batch of them was refused.
     alone: usize,
+    /// Checks of payloads that took longer than a batch waits for them.
+    pending: PendingChecks,
 }
 
 /// What a batch came to.
@@ -83,6 +88,7 @@ impl Mover {
             marked_at: Instant::now(),
             earlier: None,
             alone: 0,
+            pending: PendingChecks::default(),
         }
     }
 
@@ -151,11 +157,12 @@ impl Mover {
 
     /// Moves the next rows.
     async fn batch(&mut self, outbox: &mut Outbox, after: Place) -> Result<Batch, StoreError> {
+        let passed_over = self.pending.applications();
         let rows_max = if self.alone > 0 { 1 } else { SUBMISSIONS_MAX };
         self.alone = self.alone.saturating_sub(1);
         for _ in 0..ROUTING_ROUNDS_MAX {
             let mut moving = outbox.begin().await?;
-            let taken = moving.take(&self.mark, after, portion(rows_max)).await?;
+            let taken = moving.take(&self.mark, after, portion(rows_max), &passed_over).await?;
             let Some(last) = taken.last else { return Ok(Batch::Last) };
             let plan = self.plan(&taken.rows).await?;
             let next = match taken.rows.get(..plan.rows_count) {
@@ -192,18 +199,25 @@ impl Mover {
     }
 
     /// Says of each row what becomes of it, up to where they make too many deliveries together.
-    async fn plan<'r>(&self, rows: &'r [OutboxRow]) -> Result<Plan<'r>, StoreError> {
+    async fn plan<'r>(&mut self, rows: &'r [OutboxRow]) -> Result<Plan<'r>, StoreError> {
+        let wait_until = tokio::time::Instant::now() + pending::BATCH_WAIT;
         let mut submissions = Vec::with_capacity(rows.len());
         for row in rows {
-            submissions.push(self.submission(row).await?);
+            submissions.push(self.submission(row, wait_until).await?);
         }
-        let of_sound = submissions.iter().flatten().map(|submission| submission.application);
+        let of_sound = submissions.iter().flatten().flatten();
+        let of_sound = of_sound.map(|submission| submission.application);
         let applications: BTreeSet<_> = of_sound.collect();
         let applications: Vec<_> = applications.into_iter().collect();
         self.intake.routes.learn(&self.reading, &applications).await?;
         let mut plan = Plan { events: Vec::new(), refused: Vec::new(), rows_count: 0 };
         let mut deliveries = 0;
         for (row, submission) in rows.iter().zip(submissions) {
+            let Some(submission) = submission else {
+                // Its payload is still being checked: it stays, and is taken again later.
+                plan.rows_count += 1;
+                continue;
+            };
             let routed = submission.and_then(|submission| {
                 let routed = self.intake.route(&submission);
                 let routed = routed.ok_or_else(|| NO_APPLICATION.to_owned())?;
@@ -224,31 +238,47 @@ impl Mover {
         Ok(plan)
     }
 
-    /// The submission that a row is, or why it is none. What the function has checked is checked
-    /// again, as everywhere where a value is made.
-    async fn submission(&self, row: &OutboxRow) -> Result<Result<Submission, String>, StoreError> {
+    /// The submission that a row is, or why it is none; `None` while its payload is being checked. What
+    /// the function has checked is checked again, as everywhere where a value is made.
+    async fn submission(
+        &mut self,
+        row: &OutboxRow,
+        wait_until: tokio::time::Instant,
+    ) -> Result<Option<Result<Submission, String>>, StoreError> {
         let submission = match submission(row) {
             Ok(submission) => submission,
-            Err((field, error)) => return Ok(Err(format!("`{field}` {error}"))),
+            Err((field, error)) => return Ok(Some(Err(format!("`{field}` {error}")))),
         };
-        let Some(event_type) = &submission.event_type else { return Ok(Ok(submission)) };
+        let Some(event_type) = submission.event_type.clone() else {
+            return Ok(Some(Ok(submission)));
+        };
         if event_type.is_operators() {
-            return Ok(Ok(submission));
+            return Ok(Some(Ok(submission)));
         }
-        let (application, payload) = (submission.application, &submission.payload);
-        let fit = self.catalogue.fit(&self.reading, application, event_type, payload).await;
-        Ok(match fit {
+        let application = submission.application;
+        let check = || {
+            let (catalogue, store) = (self.catalogue.clone(), self.reading.clone());
+            let (event_type, payload) = (event_type.clone(), submission.payload.clone());
+            async move { catalogue.fit(&store, application, &event_type, &payload).await }
+        };
+        let fit = self.pending.fit(row.event_id(), application, wait_until, check).await;
+        Ok(Some(match fit {
+            None | Some(Err(CatalogueError::Check(CheckError::Busy | CheckError::TimedOut))) => {
+                return Ok(None);
+            }
             // A type that has left the catalogue since was in it when the event was published.
-            Ok(Fit::Good | Fit::Unknown) => Ok(submission),
-            Ok(Fit::Faults(faults)) => Err(format!(
+            Some(Ok(Fit::Good | Fit::Unknown)) => Ok(submission),
+            Some(Ok(Fit::Faults(faults))) => Err(format!(
                 "`payload` is not what the schema of `{}` asks for: {}",
                 event_type.as_str(),
                 told(&faults)
             )),
-            Err(CatalogueError::Store(error)) => return Err(error),
-            Err(CatalogueError::NoApplication) => Err(NO_APPLICATION.to_owned()),
-            Err(error @ CatalogueError::Broken) => Err(error.to_string()),
-        })
+            Some(Err(CatalogueError::Store(error))) => return Err(error),
+            Some(Err(CatalogueError::NoApplication)) => Err(NO_APPLICATION.to_owned()),
+            Some(Err(error @ (CatalogueError::Broken | CatalogueError::Check(_)))) => {
+                Err(error.to_string())
+            }
+        }))
     }
 
     /// Stores what is planned; `false` if an application was changed since.
@@ -303,7 +333,7 @@ impl Mover {
         reason: String,
     ) -> Result<(), StoreError> {
         let mut moving = outbox.begin().await?;
-        let taken = moving.take(&self.mark, after, portion(1)).await?;
+        let taken = moving.take(&self.mark, after, portion(1), &[]).await?;
         // Another process may have been faster.
         let Some(taken) = taken.rows.first().filter(|taken| taken.event_id() == row.event_id())
         else {

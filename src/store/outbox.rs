@@ -131,24 +131,41 @@ pub struct Taken {
     pub is_all: bool,
 }
 
-/// The rows behind a mark (`$1` running, `$2` begun from) and a place (`$3`, `$4`), the first `$5`.
-/// Each branch is a walk along the primary key from where it has to begin.
-const BEHIND: &str = "
+/// The rows behind a mark (`$1` running, `$2` begun from) and a place (`$3`, `$4`), the first `$5`
+/// that meet a condition. Each branch is a walk along the primary key from where it has to begin.
+macro_rules! behind {
+    ($condition:literal) => {
+        concat!(
+            "
     select transaction_id, event_id, bytes, created_at from (
         (select later.* from unnest($1::bigint[]) as running(id)
          cross join lateral (
              select transaction_id, event_id, octet_length(payload) as bytes, created_at
              from outbox
              where transaction_id = running.id and (transaction_id, event_id) > ($3, $4)
+               and ",
+            $condition,
+            "
              order by transaction_id, event_id limit $5
          ) as later)
         union all
         (select transaction_id, event_id, octet_length(payload), created_at
          from outbox
          where transaction_id >= $2 and (transaction_id, event_id) > ($3, $4)
+           and ",
+            $condition,
+            "
          order by transaction_id, event_id limit $5)
     ) as behind
-    order by transaction_id, event_id limit $5";
+    order by transaction_id, event_id limit $5"
+        )
+    };
+}
+
+/// All of them.
+const BEHIND: &str = behind!("true");
+/// Those that are not of the applications `$7`.
+const BEHIND_OF_OTHERS: &str = behind!("not application_id = any($7::uuid[])");
 
 impl Store {
     /// Looks what there is behind a mark, and what of it an earlier look could have seen.
@@ -230,16 +247,18 @@ impl Outbox {
 pub struct Move<'c>(Transaction<'c, Postgres>);
 
 impl Move<'_> {
-    /// Takes the next rows behind a mark and a place. What another process is about is passed over.
+    /// Takes the next rows behind a mark and a place. Rows that another process has locked, and those
+    /// of the applications that are passed over, stay where they are.
     pub async fn take(
         &mut self,
         mark: &Mark,
         after: Place,
         portion: Portion,
+        passed_over: &[ApplicationId],
     ) -> Result<Taken, StoreError> {
         bounded(async {
             let take = format!(
-                "with behind as materialized ({BEHIND}),
+                "with behind as materialized ({BEHIND_OF_OTHERS}),
                  sized as materialized (
                      select *, sum(bytes) over (order by transaction_id, event_id) as bytes_until
                      from behind
@@ -264,6 +283,7 @@ impl Move<'_> {
                 .bind(after.event_id)
                 .bind(portion.rows_max)
                 .bind(portion.bytes_max)
+                .bind(passed_over.iter().map(|one| one.uuid()).collect::<Vec<_>>())
                 .fetch_all(&mut *self.0)
                 .await?;
             let place = |row: &TakenRow| Place {

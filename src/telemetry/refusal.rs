@@ -33,13 +33,15 @@ pub enum Refusal {
     AnswerNotTaken,
     /// Enough waits to be stored.
     Waiting,
+    /// Too many checks by schemas wait, or one took too long.
+    Checks,
     /// Postgres is away, or too slow.
     Unavailable,
 }
 
 impl Refusal {
     /// Every one.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Connections,
         Self::ClientConnections,
         Self::Displaced,
@@ -55,6 +57,7 @@ impl Refusal {
         Self::Answers,
         Self::AnswerNotTaken,
         Self::Waiting,
+        Self::Checks,
         Self::Unavailable,
     ];
 
@@ -76,6 +79,7 @@ impl Refusal {
             Self::Answers => "answers",
             Self::AnswerNotTaken => "answer_not_taken",
             Self::Waiting => "waiting",
+            Self::Checks => "checks",
             Self::Unavailable => "unavailable",
         }
     }

@@ -1,0 +1,141 @@
+//! Checks of payloads that a batch does not wait for: their rows stay in the outbox meanwhile, so that
+//! events of other applications pass them.
+
+use std::collections::HashMap;
+
+use tokio::{
+    task::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use super::{CatalogueError, Fit};
+use crate::domain::{ApplicationId, EventId};
+
+/// Time that all checks of a batch together are waited for.
+pub(super) const BATCH_WAIT: Duration = Duration::from_millis(50);
+/// Maximum number of pending checks of one application, and of all.
+const PENDING_PER_APPLICATION_MAX: usize = 16;
+const PENDING_MAX: usize = 256;
+/// Time that a result is kept for a row that does not come again: another process has moved it.
+const RESULT_KEPT: Duration = Duration::from_secs(30);
+
+type Answer = Result<Fit, CatalogueError>;
+
+/// Pending checks, by the event that they are for.
+#[derive(Default)]
+pub(super) struct PendingChecks(HashMap<EventId, Pending>);
+
+struct Pending {
+    application: ApplicationId,
+    begun_at: Instant,
+    check: JoinHandle<Answer>,
+}
+
+impl PendingChecks {
+    /// The result of a check, which begins now unless it has begun before; `None` if there is none yet.
+    pub(super) async fn fit<F>(
+        &mut self,
+        event: EventId,
+        application: ApplicationId,
+        wait_until: Instant,
+        check: impl FnOnce() -> F,
+    ) -> Option<Answer>
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        if let Some(pending) = self.0.get(&event) {
+            if !pending.check.is_finished() {
+                return None;
+            }
+            let pending = self.0.remove(&event)?;
+            return Some(result(pending.check.await));
+        }
+        let of_application = self.0.values().filter(|one| one.application == application).count();
+        if of_application >= PENDING_PER_APPLICATION_MAX || self.0.len() >= PENDING_MAX {
+            return None;
+        }
+        let mut check = tokio::spawn(check());
+        match tokio::time::timeout_at(wait_until, &mut check).await {
+            Ok(answer) => Some(result(answer)),
+            Err(_) => {
+                let begun_at = Instant::now();
+                self.0.insert(event, Pending { application, begun_at, check });
+                None
+            }
+        }
+    }
+
+    /// Applications of which nothing is taken: checks of theirs are under way, and none has ended.
+    pub(super) fn applications(&mut self) -> Vec<ApplicationId> {
+        self.0.retain(|_, one| !one.check.is_finished() || one.begun_at.elapsed() < RESULT_KEPT);
+        let mut applications: Vec<_> = self.0.values().map(|one| one.application).collect();
+        applications.sort_unstable();
+        applications.dedup();
+        let has_result = |application: &ApplicationId| {
+            let of_it = self.0.values().filter(|one| one.application == *application);
+            of_it.into_iter().any(|one| one.check.is_finished())
+        };
+        applications.retain(|application| !has_result(application));
+        applications
+    }
+}
+
+fn result(joined: Result<Answer, tokio::task::JoinError>) -> Answer {
+    joined.unwrap_or(Err(CatalogueError::Broken))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(number: u8) -> EventId {
+        EventId::new(1, [number; 10])
+    }
+
+    fn application(number: u128) -> ApplicationId {
+        ApplicationId::from_uuid(uuid::Uuid::from_u128(number))
+    }
+
+    /// Catches: a batch that waits for each long check, and a check that is begun again each time.
+    #[tokio::test]
+    async fn long_check_is_begun_once_and_its_application_is_passed_over_meanwhile() {
+        let mut pending = PendingChecks::default();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let long = || async move {
+            let _ = ended.await;
+            Ok(Fit::Good)
+        };
+        let soon = || Instant::now() + Duration::from_millis(10);
+        assert!(pending.fit(event(1), application(1), soon(), long).await.is_none());
+        let again = || async { panic!("it is begun already") };
+        assert!(pending.fit(event(1), application(1), soon(), again).await.is_none());
+        let other = || async { Ok(Fit::Unknown) };
+        let wait = Instant::now() + Duration::from_secs(60);
+        let answer = pending.fit(event(2), application(2), wait, other).await;
+        assert!(matches!(answer, Some(Ok(Fit::Unknown))));
+        assert_eq!(pending.applications(), [application(1)]);
+        end.send(()).unwrap();
+        while !pending.applications().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let again = || async { panic!("it is begun already") };
+        let answer = pending.fit(event(1), application(1), soon(), again).await;
+        assert!(matches!(answer, Some(Ok(Fit::Good))));
+    }
+
+    /// Catches: a set of pending checks without a bound.
+    #[tokio::test]
+    async fn pending_checks_are_bounded_per_application() {
+        let mut pending = PendingChecks::default();
+        for number in 0..=u8::try_from(PENDING_PER_APPLICATION_MAX).unwrap() {
+            let long = || std::future::pending();
+            assert!(
+                pending.fit(event(number), application(1), Instant::now(), long).await.is_none()
+            );
+        }
+        assert_eq!(pending.0.len(), PENDING_PER_APPLICATION_MAX);
+        for one in pending.0.values() {
+            one.check.abort();
+        }
+    }
+}
