@@ -24,7 +24,7 @@ use crate::{
     clock::Clock,
     cms::{Cms, CmsSettings, subscriptions::Subscriptions},
     config::{Config, ConfigError, Role},
-    delivery::{Client, client::ClientSettings, resolver::resolver},
+    delivery::{Client, client::ClientSettings, resolver::Resolver},
     domain::{pacing::Limits, sealing::SealingKeys},
     embedded_postgres::EmbeddedPostgres,
     http::{self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, Targets},
@@ -346,7 +346,7 @@ async fn start_worker(
     let started = runtime
         .handle()
         .spawn(async move {
-            let client = Client::new(client, &resolver(&dns_servers))?;
+            let client = Client::new(client, &Resolver::new(&dns_servers))?;
             let stores = Stores {
                 recorder: telling(Store::connect_lazy(options.clone(), 1), cms.as_deref()),
                 claimer: Store::connect_lazy(options.clone(), 1),

@@ -7,7 +7,6 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use hickory_resolver::TokioResolver;
 use http_body_util::Full;
 use hyper::{
     HeaderMap, Method, Request, Response as Answer, Uri,
@@ -18,11 +17,12 @@ use hyper::{
 use url::{Position, Url};
 
 use super::{
-    connection::{Connection, ConnectionError, Connector, SendError},
+    connection::{Connection, ConnectionError, SendError},
+    connector::Connector,
     failure::{failure_of, is_out_of_files},
     pool::Pool,
     request::{Outgoing, header_lines},
-    resolver::VettingResolver,
+    resolver::{Resolver, VettingResolver},
 };
 use crate::domain::{
     ErrorClass, Outcome,
@@ -79,7 +79,7 @@ pub struct Exchange {
 
 impl Client {
     /// A client that resolves names with `resolver`.
-    pub fn new(settings: ClientSettings, resolver: &TokioResolver) -> Result<Self, ClientError> {
+    pub fn new(settings: ClientSettings, resolver: &Arc<Resolver>) -> Result<Self, ClientError> {
         let policy = Arc::new(settings.addresses.clone());
         let resolver = |is_https| VettingResolver::new(resolver.clone(), policy.clone(), is_https);
         Ok(Self(Arc::new(Shared {

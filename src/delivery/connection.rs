@@ -1,4 +1,4 @@
-//! One connection to a receiver: how it is opened, and one exchange at a time over it.
+//! One connection to a receiver, and one exchange at a time over it.
 //!
 //! A connection is driven by the task that uses it. The task that waits for the answer polls the
 //! connection itself, so there is no task a connection, and no message between the two: that was a
@@ -9,29 +9,23 @@ use std::{
     error::Error,
     future::poll_fn,
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Request, Response, Uri,
+    Request, Response,
     body::{Body, Incoming},
     client::conn::http1::{self, SendRequest},
 };
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use rustls::pki_types::ServerName;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
-use tower::ServiceExt;
 
-use super::{
-    metered::{Metered, Room},
-    resolver::VettingResolver,
-};
-use crate::{domain::ErrorClass, tls};
+use super::metered::{Metered, Room};
+use crate::domain::ErrorClass;
 
 /// How many header lines an answer may have.
 const RESPONSE_HEADERS_MAX: usize = 100;
@@ -54,60 +48,19 @@ pub(super) struct ConnectionError {
 }
 
 impl ConnectionError {
-    fn new(otherwise: ErrorClass, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    /// A failure of this class, unless its causes say otherwise.
+    pub fn new(otherwise: ErrorClass, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { otherwise, cause: cause.into() }
     }
 
-    fn tls(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    /// A failure of the TLS handshake.
+    pub fn tls(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(ErrorClass::Tls, cause)
     }
 
     /// A fault of ours.
     pub fn internal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(ErrorClass::Internal, cause)
-    }
-}
-
-/// Opens connections: resolves and vets, connects, and encrypts if the scheme says so.
-#[derive(Clone)]
-pub(super) struct Connector {
-    tcp: HttpConnector<VettingResolver>,
-    tls: Option<TlsConnector>,
-}
-
-impl Connector {
-    /// Opens connections over plain http.
-    pub fn plain(resolver: VettingResolver) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(resolver);
-        tcp.set_nodelay(true);
-        Self { tcp, tls: None }
-    }
-
-    /// Opens connections over TLS, trusting what the machine trusts.
-    pub fn encrypted(resolver: VettingResolver) -> Result<Self, rustls::Error> {
-        let mut config = tls::trusting_the_machine()?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let Self { mut tcp, .. } = Self::plain(resolver);
-        tcp.enforce_http(false);
-        Ok(Self { tcp, tls: Some(TlsConnector::from(Arc::new(config))) })
-    }
-
-    /// Opens a connection to the host and port of an absolute URI. Waits as long as it takes.
-    pub async fn open(&self, uri: Uri) -> Result<Connection, ConnectionError> {
-        let host = uri.host().unwrap_or_default().to_owned();
-        let connected = self.tcp.clone().oneshot(uri).await;
-        let stream = connected
-            .map_err(|error| ConnectionError::new(ErrorClass::Connect, error))?
-            .into_inner();
-        let stream = match &self.tls {
-            None => Either::Left(stream),
-            Some(tls) => {
-                let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                let name = ServerName::try_from(name).map_err(ConnectionError::tls)?;
-                Either::Right(tls.connect(name, stream).await.map_err(ConnectionError::tls)?)
-            }
-        };
-        Connection::over(stream).await
     }
 }
 
@@ -132,7 +85,8 @@ pub(super) enum SendError {
 }
 
 impl Connection {
-    async fn over(
+    /// Speaks HTTP/1.1 over a stream that has just been opened.
+    pub async fn over(
         stream: Either<TcpStream, TlsStream<TcpStream>>,
     ) -> Result<Self, ConnectionError> {
         let room = Room::for_head(RESPONSE_HEADS_BYTES_MAX);

@@ -3,17 +3,21 @@
 use std::{error::Error, io};
 
 use super::{metered::Exhausted, resolver::ResolveError};
-use crate::domain::{ErrorClass, outcome::Failure};
+use crate::domain::{
+    ErrorClass,
+    outcome::{Failure, Fault},
+};
 
 /// Too many open files, in this process or in the system: our fault, not the receiver's.
-const OUT_OF_FILES: [i32; 2] =
+pub(super) const OUT_OF_FILES: [i32; 2] =
     [rustix::io::Errno::MFILE.raw_os_error(), rustix::io::Errno::NFILE.raw_os_error()];
 
 /// Which class an error of an exchange belongs to: what its causes say for certain, or else what
 /// the phase that it happened in says.
 pub(super) fn failure_of(error: &(dyn Error + 'static), otherwise: ErrorClass) -> Failure {
-    let class = causes(error).find_map(class_of).unwrap_or(otherwise);
-    Failure::new(class, describe(error))
+    let known = causes(error).find_map(class_of);
+    let (class, fault) = known.unwrap_or((otherwise, otherwise.fault()));
+    Failure::new(class, describe(error)).counted_against(fault)
 }
 
 /// Whether an exchange failed since no file could be opened.
@@ -25,34 +29,30 @@ fn says_out_of_files(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| OUT_OF_FILES.contains(&code))
 }
 
-/// What the type of one cause says for certain.
-fn class_of(cause: &(dyn Error + 'static)) -> Option<ErrorClass> {
+/// The class that the type of one cause says for certain, and the side that it counts against.
+fn class_of(cause: &(dyn Error + 'static)) -> Option<(ErrorClass, Fault)> {
     if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
-        return Some(match resolve {
-            ResolveError::Dns { .. } => ErrorClass::Dns,
-            ResolveError::Blocked { .. } => ErrorClass::BlockedAddress,
-        });
+        return Some(resolve.class());
     }
-    if let Some(exhausted) = cause.downcast_ref::<Exhausted>() {
-        return Some(match exhausted {
+    let class = if let Some(exhausted) = cause.downcast_ref::<Exhausted>() {
+        match exhausted {
             Exhausted::Head => ErrorClass::ResponseTooLarge,
             Exhausted::Body => ErrorClass::Protocol,
-        });
-    }
-    if cause.is::<rustls::Error>() {
-        return Some(ErrorClass::Tls);
-    }
-    if let Some(io) = cause.downcast_ref::<io::Error>() {
-        if says_out_of_files(io) {
-            return Some(ErrorClass::Internal);
         }
-        // An I/O error hides what it wraps from `source()`.
-        return io.get_ref().and_then(|inner| class_of(inner));
-    }
-    cause
-        .downcast_ref::<hyper::Error>()
-        .filter(|error| error.is_parse_too_large())
-        .map(|_| ErrorClass::ResponseTooLarge)
+    } else if cause.is::<rustls::Error>() {
+        ErrorClass::Tls
+    } else if let Some(io) = cause.downcast_ref::<io::Error>() {
+        if !says_out_of_files(io) {
+            // An I/O error hides what it wraps from `source()`.
+            return io.get_ref().and_then(|inner| class_of(inner));
+        }
+        ErrorClass::Internal
+    } else if cause.downcast_ref::<hyper::Error>()?.is_parse_too_large() {
+        ErrorClass::ResponseTooLarge
+    } else {
+        return None;
+    };
+    Some((class, class.fault()))
 }
 
 /// The innermost causes; what is around them only names the layers of the client.

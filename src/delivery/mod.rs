@@ -2,6 +2,7 @@
 
 pub mod client;
 mod connection;
+mod connector;
 mod failure;
 mod metered;
 mod pool;

@@ -75,8 +75,7 @@ const NAMED_V6: &[Block] = &[
     (block_v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "IPv4-mapped", "RFC 4291"),
     (block_v6([0, 0, 0, 0, 0xffff, 0, 0, 0], 96), "IPv4-translated", "RFC 2765"),
     (block_v6([0; 8], 96), "IPv4-compatible", "RFC 4291"),
-    (block_v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96), "NAT64", "RFC 6052"),
-    (block_v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), "NAT64", "RFC 8215"),
+    (block_v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48), "NAT64 of a local network", "RFC 8215"),
     (block_v6([0x100, 0, 0, 0, 0, 0, 0, 0], 64), "discard-only", "RFC 6666"),
     (block_v6([0x100, 0, 0, 1, 0, 0, 0, 0], 64), "dummy prefix", "RFC 9780"),
     (block_v6([0x5f00, 0, 0, 0, 0, 0, 0, 0], 16), "segment routing", "RFC 9602"),
@@ -85,6 +84,10 @@ const NAMED_V6: &[Block] = &[
     (block_v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10), "site-local", "RFC 3879"),
     (block_v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast", "RFC 4291"),
 ];
+
+/// The prefix under which a NAT64 gateway offers the public IPv4 internet (RFC 6052, section 2.1). An
+/// address is as good as the IPv4 address in its last 32 bits.
+const NAT64: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
 
 /// The blocks that are refused by name. Of IPv6 everything outside of `2000::/3` is refused too.
 pub fn refused_blocks() -> impl Iterator<Item = Block> {
@@ -99,6 +102,19 @@ pub enum AddressRefused {
     NotPublic {
         /// The address.
         address: IpAddr,
+        /// What its block is for.
+        kind: &'static str,
+    },
+    /// An address of a NAT64 gateway for an IPv4 address that is not public.
+    #[error(
+        "{address} leads through NAT64 to {inner}, which is not a public address ({kind}); \
+         ALLOWED_TARGET_CIDRS can allow {inner} itself, but not through NAT64"
+    )]
+    Nat64 {
+        /// The address.
+        address: IpAddr,
+        /// The IPv4 address that it contains.
+        inner: Ipv4Addr,
         /// What its block is for.
         kind: &'static str,
     },
@@ -154,8 +170,12 @@ impl AddressPolicy {
 
     /// Decides on the address that a connection would go to.
     pub fn vet(&self, address: IpAddr, is_https: bool) -> Result<(), AddressRefused> {
-        if self.allowed.iter().any(|net| net.contains(&address)) {
-            return Ok(());
+        if let Some(inner) = nat64_inner(address) {
+            return self.vet_nat64(address, inner, is_https);
+        }
+        if self.is_allowed(address) {
+            // A mapped address is called as the IPv4 address that it is, so that one counts too.
+            return mapped_inner(address).map_or(Ok(()), |inner| self.vet(inner.into(), is_https));
         }
         if let Some(kind) = special_purpose(address) {
             return Err(AddressRefused::NotPublic { address, kind });
@@ -164,6 +184,39 @@ impl AddressPolicy {
             return Err(AddressRefused::NotEncrypted { address });
         }
         Ok(())
+    }
+
+    /// A gateway reaches public addresses only (RFC 6052, section 3.1), and what it would reach under
+    /// a private one is not what this machine reaches under it. So nothing allows those.
+    fn vet_nat64(
+        &self,
+        address: IpAddr,
+        inner: Ipv4Addr,
+        is_https: bool,
+    ) -> Result<(), AddressRefused> {
+        if let Some(kind) = special_purpose(inner.into()) {
+            return Err(AddressRefused::Nat64 { address, inner, kind });
+        }
+        let may_be_plain = || self.is_allowed(address) || self.is_allowed(inner.into());
+        if self.requires_https && !is_https && !may_be_plain() {
+            return Err(AddressRefused::NotEncrypted { address });
+        }
+        Ok(())
+    }
+
+    fn is_allowed(&self, address: IpAddr) -> bool {
+        self.allowed.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// The IPv4 address that a NAT64 gateway reaches for an address.
+fn nat64_inner(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V6(ip) if NAT64.contains(&ip) => {
+            let [.., a, b, c, d] = ip.octets();
+            Some(Ipv4Addr::new(a, b, c, d))
+        }
+        _ => None,
     }
 }
 
@@ -176,6 +229,14 @@ fn special_purpose(address: IpAddr) -> Option<&'static str> {
         IpAddr::V4(_) => of(BLOCKED_V4),
         IpAddr::V6(ip) if GLOBAL_UNICAST_V6.contains(&ip) => of(BLOCKED_V6),
         IpAddr::V6(_) => of(NAMED_V6).or(Some("reserved")),
+    }
+}
+
+/// The IPv4 address of an IPv4-mapped one.
+fn mapped_inner(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V6(ip) => ip.to_ipv4_mapped(),
+        IpAddr::V4(_) => None,
     }
 }
 
@@ -247,8 +308,9 @@ mod tests {
             ("::ffff:8.8.8.8", "IPv4-mapped"),
             ("::8.8.8.8", "IPv4-compatible"),
             ("::ffff:0:8.8.8.8", "IPv4-translated"),
-            ("64:ff9b::8.8.8.8", "NAT64"),
-            ("64:ff9b:1::1", "NAT64"),
+            ("64:ff9b:1::1", "NAT64 of a local network"),
+            ("64:ff9b:1::8.8.8.8", "NAT64 of a local network"),
+            ("64:ff9b:0:0:0:1:808:808", "reserved"),
             ("100::1", "discard-only"),
             ("100:0:0:1::1", "dummy prefix"),
             ("100:0:0:2::1", "reserved"),
@@ -299,6 +361,58 @@ mod tests {
     }
 
     #[test]
+    fn nat64_addresses_are_vetted_by_the_ipv4_address_inside() {
+        let everything = ["0.0.0.0/0", "::/0", "64:ff9b::/96"];
+        let policy = |allowed: &[&str], requires_https| {
+            AddressPolicy::new(
+                allowed.iter().map(|net| net.parse().unwrap()).collect(),
+                requires_https,
+            )
+        };
+        let policies = [policy(&[], true), policy(&everything, true), policy(&everything, false)];
+        for policy in &policies {
+            let vet = |address: &str| policy.vet(address.parse().unwrap(), true);
+            for public in ["64:ff9b::8.8.8.8", "64:ff9b::101:101", "64:ff9b::dfff:ffff"] {
+                assert_eq!(vet(public), Ok(()), "{public}");
+            }
+            for inside in [
+                "64:ff9b::127.0.0.1",
+                "64:ff9b::10.0.0.1",
+                "64:ff9b::192.168.1.1",
+                "64:ff9b::169.254.169.254",
+                "64:ff9b::168.63.129.16",
+                "64:ff9b::100.64.0.1",
+                "64:ff9b::224.0.0.1",
+                "64:ff9b::",
+            ] {
+                let refused = vet(inside).unwrap_err();
+                assert!(matches!(refused, AddressRefused::Nat64 { .. }), "{refused}");
+                assert!(refused.to_string().contains("ALLOWED_TARGET_CIDRS"), "{refused}");
+            }
+        }
+        // Plain http where the operator allows it for either form of the address.
+        let address = "64:ff9b::8.8.8.8".parse().unwrap();
+        for (allowed, is_good) in
+            [(&[][..], false), (&["64:ff9b::/96"], true), (&["8.8.8.0/24"], true)]
+        {
+            assert_eq!(policy(allowed, true).vet(address, false).is_ok(), is_good, "{allowed:?}");
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_are_allowed_only_with_the_ipv4_address_inside() {
+        let vet = |allowed: &[&str], address: &str| {
+            let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
+            AddressPolicy::new(allowed, true).vet(address.parse().unwrap(), true).is_ok()
+        };
+        assert!(vet(&["::ffff:0:0/96"], "::ffff:8.8.8.8"));
+        assert!(!vet(&["::ffff:0:0/96"], "::ffff:169.254.169.254"));
+        assert!(!vet(&["::/0"], "::ffff:127.0.0.1"));
+        assert!(vet(&["::/0", "127.0.0.0/8"], "::ffff:127.0.0.1"));
+        assert!(!vet(&["127.0.0.0/8"], "::ffff:127.0.0.1"));
+    }
+
+    #[test]
     fn a_target_is_refused_if_no_address_could_make_it_good() {
         #[track_caller]
         fn check(allowed: &[&str], requires_https: bool, text: &str, is_good: bool) {
@@ -337,10 +451,12 @@ mod tests {
             let ip = Ipv4Addr::from_bits(bits);
             let [a, b, c, d] = ip.octets().map(u16::from);
             let (high, low) = (a << 8 | b, c << 8 | d);
+            let nat64 = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low);
+            let vetted = AddressPolicy::new(vec![], true).vet(nat64.into(), true);
+            prop_assert_eq!(vetted.is_ok(), special_purpose(ip.into()).is_none());
             for wrapped in [
                 ip.to_ipv6_mapped(),
                 ip.to_ipv6_compatible(),
-                Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
                 Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
                 Ipv6Addr::new(0x2001, 0, high, low, 0, 0, 0, 1),
             ] {

@@ -1,6 +1,6 @@
 //! One exchange with real sockets: what is sent, what is believed, and where it may go.
 
-use std::{process::Command, time::Duration};
+use std::{process::Command, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use webhook_dispatcher::{
@@ -8,7 +8,7 @@ use webhook_dispatcher::{
         Client, Exchange, Outgoing,
         client::ClientSettings,
         request::{Attempt, Signature},
-        resolver::resolver,
+        resolver::Resolver,
     },
     domain::{
         DeliveryId, ErrorClass, EventId, Outcome, SigningKey, TargetUrl,
@@ -28,6 +28,10 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn client(allowed: &[&str], requires_https: bool) -> Client {
+    client_with(allowed, requires_https, &Resolver::new(&[]))
+}
+
+pub fn client_with(allowed: &[&str], requires_https: bool, resolver: &Arc<Resolver>) -> Client {
     let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
     let settings = ClientSettings {
         addresses: AddressPolicy::new(allowed, requires_https),
@@ -35,7 +39,7 @@ fn client(allowed: &[&str], requires_https: bool) -> Client {
         retry_after_max: Duration::from_secs(60),
         idle_per_host_max: 4,
     };
-    Client::new(settings, &resolver(&[])).unwrap()
+    Client::new(settings, resolver).unwrap()
 }
 
 pub fn local() -> Client {

@@ -38,6 +38,7 @@ mod process;
 mod queue;
 mod receivers_on_request;
 mod replays;
+mod resolving;
 mod roles;
 mod routing;
 mod sealing;

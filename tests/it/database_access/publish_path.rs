@@ -106,7 +106,8 @@ fn unqualified_calls(body: &str) -> Vec<String> {
 #[test]
 fn unqualified_calls_are_found() {
     assert_eq!(unqualified_calls("a := pg_catalog.left(format('x(%s)', 1), 2);"), ["format"]);
-    assert_eq!(unqualified_calls("-- left(1)\nif a and (b) then x := coalesce(left(c), '');"), [
-        "left"
-    ]);
+    assert_eq!(
+        unqualified_calls("-- left(1)\nif a and (b) then x := coalesce(left(c), '');"),
+        ["left"]
+    );
 }

@@ -15,9 +15,8 @@ async fn database_with_another_encoding_is_refused_before_any_migration() {
     let mut admin = cluster.options.connect().await.unwrap();
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let name = format!("{}_{}", cluster.name, encoding.to_lowercase());
-        let create = format!(
-            "create database {name} encoding '{encoding}' locale 'C' template template0"
-        );
+        let create =
+            format!("create database {name} encoding '{encoding}' locale 'C' template template0");
         run(&mut admin, &create).await;
         let database = TestDatabase { options: cluster.options.clone().database(&name), name };
         let url = database.url();

@@ -38,7 +38,7 @@ async fn each_fault_of_a_target_has_its_class() {
         (moved.url("/"), "redirect", Some(302), "not followed"),
         (refusing, "connect", None, "refused"),
         (hanging.url(), "timeout", None, "within 7 s"),
-        ("http://does-not-exist.invalid/".to_owned(), "dns", None, "could not be resolved"),
+        ("http://does-not-exist.invalid/".to_owned(), "dns", None, "no such host name"),
         ("http://169.254.169.254/".to_owned(), "blocked_address", None, "ALLOWED_TARGET_CIDRS"),
         ("http://10.0.0.1/".to_owned(), "blocked_address", None, "ALLOWED_TARGET_CIDRS"),
         (expired.url(), "tls", None, "expired"),

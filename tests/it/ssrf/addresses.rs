@@ -104,6 +104,9 @@ async fn what_was_stored_is_vetted_again() {
     let everything = ["--role=api", "--allowed-target-cidrs=0.0.0.0/0,::/0"];
     let lax = TestApp::on(database.clone(), &everything).await;
     let mut subscriptions = Vec::new();
+    // No setting allows what lies behind a NAT64 gateway.
+    let is_allowable = |url: &str| !TargetUrl::parse(url).unwrap().as_str().contains("[64:ff9b::");
+    let refused: Vec<_> = refused.into_iter().filter(|(url, _)| is_allowable(url)).collect();
     for (url, _) in &refused {
         let body = json!({"target_url": url, "event_types": "a", "signing": "none"});
         let made = lax.make("/subscriptions", body).await;

@@ -53,11 +53,15 @@ fn answer(name: &str) -> Reply {
         "metadata.test" => Reply::addresses(&["169.254.169.254"]),
         "private.test" => Reply::addresses(&["10.0.0.1"]),
         "any.test" => Reply::addresses(&["0.0.0.0"]),
-        "mapped.test" => Reply::addresses(&["127.0.0.1", "::ffff:127.0.0.1"]),
+        "mapped.test" => Reply::addresses(&["::ffff:127.0.0.1"]),
+        // As DNS64 answers for a name that has no IPv6 address.
         "nat64.test" => Reply::addresses(&["127.0.0.1", "64:ff9b::7f00:1"]),
-        "6to4.test" => Reply::addresses(&["127.0.0.1", "2002:7f00:1::"]),
+        "nat64-only.test" => Reply::addresses(&["64:ff9b::7f00:1"]),
+        "nat64-metadata.test" => Reply::addresses(&["64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1"]),
+        "6to4.test" => Reply::addresses(&["127.0.0.2", "2002:7f00:1::"]),
         "teredo.test" => Reply::addresses(&["2001:0:7f00:1::"]),
-        "ula.test" => Reply::addresses(&["127.0.0.1", "fd00:ec2::254"]),
+        "ula.test" => Reply::addresses(&["fd00:ec2::254"]),
+        "ula-mixed.test" => Reply::addresses(&["127.0.0.1", "fd00:ec2::254"]),
         "link.test" => Reply::addresses(&["fe80::1"]),
         "alias.test" => Reply::aliases(&["a.test", "b.test", "c.test"], &["127.0.0.1"]),
         "alias-bad.test" => Reply::aliases(&["a.test", "b.test", "c.test"], &["169.254.169.254"]),
@@ -84,8 +88,8 @@ fn answer(name: &str) -> Reply {
     }
 }
 
-/// Catches: one good address that opens the way to a bad one, an answer that is believed because of
-/// its form, a failed look-up without a word.
+/// Catches: one good address that opens the way to a bad one, or a bad one that closes the way to a
+/// good one; an answer that is believed because of its form, a failed look-up without a word.
 #[tokio::test]
 async fn what_dns_says_is_vetted() {
     let dns = DnsServer::start(|name, _| answer(name)).await;
@@ -95,25 +99,29 @@ async fn what_dns_says_is_vetted() {
         ("alias.test", "", ""),
         ("good-steps.test", "", ""),
         ("many.test", "", ""),
+        ("too-many.test", "", ""),
+        // What may not be called is left out.
+        ("mixed.test", "", ""),
+        ("mixed-back.test", "", ""),
+        ("alias-mixed.test", "", ""),
+        ("ula-mixed.test", "", ""),
+        ("nat64.test", "", ""),
+        ("local-alias.test", "", ""),
+        ("localhost", "", ""),
         ("bad.test", "blocked_address", "127.0.0.2 is not a public address (loopback)"),
-        ("mixed.test", "blocked_address", "127.0.0.2"),
-        ("mixed-back.test", "blocked_address", "127.0.0.2"),
         ("metadata.test", "blocked_address", "169.254.169.254"),
         ("private.test", "blocked_address", "10.0.0.1"),
         ("any.test", "blocked_address", "this network"),
         ("mapped.test", "blocked_address", "IPv4-mapped"),
-        ("nat64.test", "blocked_address", "NAT64"),
-        ("6to4.test", "blocked_address", "6to4"),
+        ("nat64-only.test", "blocked_address", "NAT64"),
+        ("nat64-metadata.test", "blocked_address", "NAT64"),
+        ("6to4.test", "blocked_address", "127.0.0.2"),
         ("teredo.test", "blocked_address", "Teredo"),
         ("ula.test", "blocked_address", "unique local"),
         ("link.test", "blocked_address", "link-local"),
         ("alias-bad.test", "blocked_address", "169.254.169.254"),
-        ("alias-mixed.test", "blocked_address", "127.0.0.2"),
         ("steps.test", "blocked_address", "127.0.0.2"),
-        ("local-alias.test", "blocked_address", "::1"),
-        ("localhost", "blocked_address", "::1"),
         ("too-many-bad.test", "blocked_address", "127.0.0.2"),
-        ("too-many.test", "dns", "more than 64 addresses"),
         ("loop.test", "dns", "loop.test"),
         ("none.test", "dns", "none.test"),
         ("missing.test", "dns", "missing.test"),
@@ -129,6 +137,7 @@ async fn what_dns_says_is_vetted() {
         app.post("/dispatch", &json!({"event": "a", "payload": 1, "targets": targets})).await;
     assert_eq!(status, 200, "{told}");
     let results = told["results"].as_array().unwrap();
+    let delivered = cases.iter().filter(|(_, class, _)| class.is_empty()).count();
     for ((name, class, words), result) in cases.iter().zip(results) {
         if class.is_empty() {
             assert_eq!(result["status"], "delivered", "{name}: {result}");
@@ -141,7 +150,7 @@ async fn what_dns_says_is_vetted() {
         assert_eq!(names_the_setting, *class == "blocked_address", "{name}: {message}");
     }
     assert_eq!(results.last().unwrap()["error"]["class"], "blocked_address", "over https too");
-    assert_eq!((good.connections(), bad.connections()), (4, 0));
+    assert_eq!((good.connections(), bad.connections()), (delivered, 0));
     app.stop().await;
 }
 

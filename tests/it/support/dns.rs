@@ -26,6 +26,8 @@ pub enum Reply {
     Addresses(Vec<IpAddr>),
     /// These aliases one after the other, and then the addresses of the last.
     Aliases(Vec<&'static str>, Vec<IpAddr>),
+    /// The IPv4 addresses among these; questions for IPv6 addresses are dropped.
+    SilenceOnV6(Vec<IpAddr>),
     /// No such name, or another code.
     Code(ResponseCode),
     /// Bytes that are no answer.
@@ -150,6 +152,7 @@ impl Shared {
         let mut owner = query.name().clone();
         let addresses = match (self.script)(&name, before) {
             Reply::Silence => return None,
+            Reply::SilenceOnV6(_) if query.query_type() == RecordType::AAAA => return None,
             Reply::SilenceOverTcp if is_over_tcp => return None,
             Reply::SilenceOverTcp => {
                 message.metadata.truncation = true;
@@ -163,7 +166,7 @@ impl Shared {
                 message.metadata.response_code = code;
                 Vec::new()
             }
-            Reply::Addresses(addresses) => addresses,
+            Reply::Addresses(addresses) | Reply::SilenceOnV6(addresses) => addresses,
             Reply::Aliases(names, addresses) => {
                 for alias in names {
                     let alias = Name::from_ascii(format!("{alias}.")).unwrap();

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -224,5 +224,29 @@ pub(super) async fn finish(
                 stream.write_all(&[*byte]).await?;
             }
         },
+    }
+}
+
+/// An address that drops connection requests until this is dropped, as a firewall does: nothing
+/// accepts there, and the queue of those that wait is full.
+pub struct Unresponsive {
+    _listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Unresponsive {
+    /// At an address that may be taken.
+    pub async fn at(address: SocketAddr) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(address)?;
+        let listener = socket.listen(1)?;
+        let mut waiting = Vec::new();
+        // On loopback a connection is there at once, or its request was dropped.
+        let dropped = Duration::from_millis(300);
+        while let Ok(connected) = tokio::time::timeout(dropped, TcpStream::connect(address)).await {
+            waiting.push(connected?);
+            assert!(waiting.len() < 16, "connections are accepted without end");
+        }
+        Ok(Self { _listener: listener, _waiting: waiting })
     }
 }
