@@ -290,7 +290,7 @@ pub fn concluded(next: &Next) {
     match next {
         // Moved aside, and counted when it ends.
         Next::Park => return,
-        Next::RetryAfter(_) | Next::Resume => &METRICS.retried,
+        Next::RetryAfter(_) | Next::Postpone(_) | Next::Resume => &METRICS.retried,
         Next::End { state: DeliveryState::Delivered, .. } => &METRICS.ended_delivered,
         Next::End { state: DeliveryState::Cancelled, .. } => &METRICS.ended_cancelled,
         Next::End { .. } => &METRICS.ended_dead,

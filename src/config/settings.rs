@@ -116,11 +116,12 @@ pub struct Settings {
     /// of it that are not recorded yet: what a crash can repeat of it. At most half of IN_FLIGHT_MAX.
     #[arg(long, env = "LANE_IN_FLIGHT_MAX", default_value = "128")]
     pub lane_in_flight_max: u32,
-    /// So many failures of one lane, one after the other, open its breaker: but for single probes
-    /// nothing is sent to it until one succeeds; 0: never (at most 1000).
+    /// Least number of failures in a row that opens the breaker of a lane (0: never; at most 1000);
+    /// four times as many if each was answered with an error, and more if the receiver is known to
+    /// fail at random. While it is open, only probes are sent.
     #[arg(long, env = "BREAKER_FAILURES", default_value = "5")]
     pub breaker_failures: u16,
-    /// The longest pause between two probes of an open breaker, in seconds (1 to 3600): the first is
+    /// The longest pause between probes of an open breaker, in seconds (1 to 3600): the first is
     /// a second, and each is twice the one before.
     #[arg(long, env = "BREAKER_PAUSE_MAX", default_value = "60")]
     pub breaker_pause_max: Seconds,

@@ -178,6 +178,14 @@ impl Outcome {
         Self::Transient { failure, retry_after: None, is_throttled: false }
     }
 
+    /// The same, to be changed.
+    pub fn failure_mut(&mut self) -> Option<&mut Failure> {
+        match self {
+            Self::Delivered => None,
+            Self::Transient { failure, .. } | Self::Permanent { failure } => Some(failure),
+        }
+    }
+
     /// What went wrong, if anything.
     pub fn failure(&self) -> Option<&Failure> {
         match self {

@@ -7,6 +7,10 @@ use super::outcome::{Failure, Outcome};
 /// How far a delay may be moved off its nominal value, both ways.
 const JITTER_SHARE: f64 = 0.25;
 
+/// First delay after an attempt that failed by a fault of this service; it doubles up to the second
+/// value.
+const OWN_FAULT_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
 /// How many attempts a policy may ask for.
 pub const ATTEMPTS_MAX: u32 = 1_000;
 
@@ -122,12 +126,25 @@ impl RetryPolicy {
         }
     }
 
+    /// Whether a failed attempt is followed by another one at all.
+    pub fn retries(&self) -> bool {
+        self.attempts_max > 1
+    }
+
     /// The longest time from the first attempt to the last, each attempt taking `attempt_max`.
     pub fn horizon(&self, attempt_max: Duration) -> Duration {
         // The jitter that makes it longest.
         let delays = (1..self.attempts_max).map(|n| self.delay(n, 1.0));
         delays.fold(attempt_max, |sum, delay| sum.saturating_add(delay).saturating_add(attempt_max))
     }
+}
+
+/// Delay after an attempt that failed by a fault of this service and is not counted. `before` is the
+/// number of earlier attempts that were not counted; `jitter` is in `0.0..1.0`.
+pub fn own_fault_delay(before: u32, jitter: f64) -> Duration {
+    let (first, longest) = OWN_FAULT_DELAY;
+    let factor = 1.0 + JITTER_SHARE * (2.0 * jitter - 1.0);
+    nominal(before.saturating_add(1), first, longest).mul_f64(factor).min(longest)
 }
 
 fn nominal(attempt: u32, base: Duration, longest: Duration) -> Duration {
@@ -183,6 +200,12 @@ mod tests {
         check(10, transient(Some(60)), 0.5, "retry in 1024s");
         let gone = Outcome::Permanent { failure: Failure::new(ErrorClass::HttpStatus, "410") };
         check(1, gone, 0.5, "bury: http_status");
+    }
+
+    #[test]
+    fn delay_after_a_fault_of_the_service_doubles_up_to_five_minutes() {
+        let delays = [0, 1, 5, 8, 9, 99, u32::MAX].map(|n| own_fault_delay(n, 0.5).as_secs());
+        assert_eq!(delays, [1, 2, 32, 256, 300, 300, 300]);
     }
 
     #[test]

@@ -148,7 +148,8 @@ impl Counts {
         self.keep_latest(other.last_failure);
     }
 
-    fn keep_latest(&mut self, failure: Option<LastFailure>) {
+    /// Keeps a failure as the latest one, if none is later.
+    pub fn keep_latest(&mut self, failure: Option<LastFailure>) {
         let at = |failure: &Option<LastFailure>| failure.as_ref().map(|failure| failure.at);
         if at(&failure) >= at(&self.last_failure) {
             self.last_failure = failure;

@@ -304,6 +304,21 @@ impl Handover {
         self.and_wake_claimer(|lanes| lanes.conclude(slot, lane, verdict, now, jitter))
     }
 
+    /// Notes a failure without an answer; returns whether no receiver answers at present.
+    pub fn note_unanswered(&self, lane: LaneId, host: u64) -> bool {
+        let mut lanes = self.lanes();
+        let before = lanes.has_outage();
+        let is_on = lanes.note_unanswered(lane, host, Instant::now());
+        drop(lanes);
+        if is_on && !before {
+            tracing::warn!(
+                event = "own_outage",
+                "no receiver answers; failures without an answer are not counted until one does"
+            );
+        }
+        is_on
+    }
+
     /// Looks at requests that take long; returns what waited for their lanes. Those that are to be
     /// given up are told.
     pub fn look_at_slow(&self) -> Vec<Claim> {

@@ -276,6 +276,8 @@ pub enum Next {
     },
     /// It is due again after this delay, which the database adds to its own clock.
     RetryAfter(Duration),
+    /// The same, and the attempt is not counted: it failed by a fault of this service.
+    Postpone(Duration),
     /// It was sent by hand, without success: it is due again when it was.
     Resume,
     /// Its subscription is disabled: it waits until that ends.

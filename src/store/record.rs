@@ -1,5 +1,7 @@
 //! Recording: results in batches, each fenced by the owner and the number of its claim.
 
+use std::time::Duration;
+
 use uuid::Uuid;
 
 use chrono::{DateTime, Utc};
@@ -82,6 +84,10 @@ impl Store {
     }
 }
 
+fn micros(delay: Duration) -> i64 {
+    i64::try_from(delay.as_micros()).unwrap_or(i64::MAX)
+}
+
 fn has_died(one: &Finished) -> bool {
     matches!(one.next, Next::End { state: DeliveryState::Dead, .. })
 }
@@ -140,8 +146,9 @@ macro_rules! record {
     rescheduled as (
         update delivery_queue q
         set owner = null,
-            due_at = now() + r.retry_us * interval '1 microsecond',
-            attempt_count = q.attempt_count + 1,
+            due_at = now() + abs(r.retry_us) * interval '1 microsecond',
+            attempt_count = q.attempt_count + case when r.retry_us < 0 then 0 else 1 end,
+            prior_count = q.prior_count + case when r.retry_us < 0 then 1 else 0 end,
             interruption_count = 0
         from held r
         where q.ctid = r.place
@@ -266,9 +273,9 @@ impl<'a> Columns<'a> {
             columns.event_type.push(one.event_type.as_deref());
             let (state, reason, retry_us) = match &one.next {
                 Next::End { state, reason } => (Some(*state), *reason, 0),
-                Next::RetryAfter(delay) => {
-                    (None, None, i64::try_from(delay.as_micros()).unwrap_or(i64::MAX))
-                }
+                Next::RetryAfter(delay) => (None, None, micros(*delay)),
+                // Below zero: the attempt is not counted.
+                Next::Postpone(delay) => (None, None, -micros(*delay).max(1)),
                 Next::Resume | Next::Park => (None, None, 0),
             };
             columns.state.push(state.map(DeliveryState::as_str));

@@ -268,8 +268,10 @@ macro_rules! record_runs {
     ),
     rescheduled as (
         update delivery_queue q
-        set owner = null, due_at = now() + r.retry_us * interval '1 microsecond',
-            attempt_count = q.attempt_count + 1, interruption_count = 0
+        set owner = null, due_at = now() + abs(r.retry_us) * interval '1 microsecond',
+            attempt_count = q.attempt_count + case when r.retry_us < 0 then 0 else 1 end,
+            prior_count = q.prior_count + case when r.retry_us < 0 then 1 else 0 end,
+            interruption_count = 0
         from held r
         where q.ctid = r.place and q.owner = r.owner and q.claim_number = r.claim_number
           and r.state is null and q.run is distinct from 'retry'

@@ -1,6 +1,7 @@
 //! One claim: build, send, decide, hand to the recorder. Panics become outcomes.
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,8 +18,10 @@ use crate::{
     delivery::{Exchange, request},
     domain::{
         ApplicationId, AttemptId, Decision, DeliveryState, ErrorClass, Outcome, Run, Subscription,
-        outcome::Failure,
+        TargetUrl,
+        outcome::{Failure, Fault},
         pacing::{Held, Slot, Verdict},
+        retry::own_fault_delay,
         subscription::DisabledBecause,
     },
     store::queue::{AttemptRecord, Claim, Finished, Next, Release},
@@ -219,7 +222,15 @@ fn conclude(
     request_headers: String,
     started_at: DateTime<Utc>,
 ) -> (Finished, Verdict) {
-    let Exchange { duration, response, outcome } = exchange;
+    let Exchange { duration, response, mut outcome } = exchange;
+    let target = way.target(&claim);
+    if let Some(failure) = outcome.failure_mut()
+        && failure.fault == Fault::Receiver
+        && is_unanswered(failure.class)
+        && shared.handover.note_unanswered(claim.lane, host_of(target))
+    {
+        failure.fault = Fault::Service;
+    }
     let failure = outcome.failure().cloned();
     let status = response.as_ref().map(|r| r.status);
     let verdict = verdict(&outcome, status);
@@ -254,15 +265,32 @@ fn conclude(
     (finished, verdict)
 }
 
+/// Failures without anything of an answer: they may say as much of this service's network.
+fn is_unanswered(class: ErrorClass) -> bool {
+    use ErrorClass::{Connect, Dns, Timeout, Tls};
+    matches!(class, Dns | Connect | Tls | Timeout)
+}
+
+/// A hash of the target's host.
+fn host_of(target: &TargetUrl) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    target.url().host_str().hash(&mut hasher);
+    hasher.finish()
+}
+
 /// What follows from an outcome: what the policy says, unless it was sent at somebody's word.
 fn next(shared: &Shared, claim: &Claim, way: &Way, outcome: Outcome) -> Next {
     let failed = outcome.failure().map(|failure| failure.class);
+    let is_own_fault = outcome.failure().is_some_and(|failure| failure.fault == Fault::Service);
     match (claim.run, failed) {
         (Run::Retry, Some(_)) => return Next::Resume,
         (Run::Once, Some(class)) => {
             return Next::End { state: DeliveryState::Dead, reason: Some(class) };
         }
         (Run::Schedule | Run::Replay, _) | (_, None) => {}
+    }
+    if is_own_fault && way.retry(shared).retries() {
+        return Next::Postpone(own_fault_delay(claim.prior_count, rand::random()));
     }
     match way.retry(shared).decide(claim.attempt_count + 1, outcome, rand::random()) {
         Decision::Finish => Next::End { state: DeliveryState::Delivered, reason: None },
@@ -286,6 +314,10 @@ fn log(
         Next::RetryAfter(after) => tracing::info!(
             %event, %delivery, attempt, class, status, retry_in_s = after.as_secs_f64(),
             "attempt failed; will be tried again"
+        ),
+        Next::Postpone(after) => tracing::warn!(
+            %event, %delivery, attempt, class, retry_in_s = after.as_secs_f64(),
+            "attempt failed by a fault of this service; it is not counted"
         ),
         Next::End { state: DeliveryState::Delivered, .. } => tracing::debug!(
             %event, %delivery, attempt, status, duration_ms = duration.as_millis(), "delivered"
@@ -359,6 +391,11 @@ async fn unsent(shared: &Shared, claim: Claim, slot: Slot, next: Next) {
 fn verdict(outcome: &Outcome, status: Option<u16>) -> Verdict {
     match outcome {
         Outcome::Delivered => Verdict::Healthy,
+        Outcome::Transient { failure, .. } | Outcome::Permanent { failure }
+            if failure.fault == Fault::Service =>
+        {
+            Verdict::Unsent
+        }
         Outcome::Transient { retry_after: Some(pause), is_throttled: true, .. } => {
             Verdict::Paused(*pause)
         }
@@ -371,10 +408,7 @@ fn verdict(outcome: &Outcome, status: Option<u16>) -> Verdict {
         }
         Outcome::Transient { failure, .. } | Outcome::Permanent { failure } => {
             match failure.class {
-                // Ours: an address that may not be called, a key that is missing, no file left.
-                ErrorClass::BlockedAddress | ErrorClass::Signing | ErrorClass::Internal => {
-                    Verdict::Unsent
-                }
+                ErrorClass::Dns | ErrorClass::Connect | ErrorClass::Tls => Verdict::Unreachable,
                 _ => Verdict::Failing,
             }
         }

@@ -132,7 +132,7 @@ fn after_commit(handover: &Handover, batch: &[Finished]) {
     handover.forget_all(batch.iter().map(|one| (one.delivery_id, one.token)));
     handover.waiters().tell(batch.iter().map(|one| one.delivery_id));
     for one in batch {
-        if let Next::RetryAfter(delay) = one.next {
+        if let Next::RetryAfter(delay) | Next::Postpone(delay) = one.next {
             handover.note_due(one.lane, one.application, delay);
         }
     }

@@ -15,6 +15,7 @@ use super::{Shared, disable};
 use crate::{
     domain::{
         ApplicationId, DeliveryState, SubscriptionId,
+        outcome::{Failure, Fault},
         routing::{Place, Snapshot},
         statistics::{Counts, LastFailure},
         subscription::DisabledBecause,
@@ -160,13 +161,17 @@ fn count_into(counts: &mut Counts, one: &Finished) {
             message: failure.message.clone(),
             status: attempt.response.as_ref().map(|response| response.status),
         });
-        counts.add_attempt(attempt.started_at, attempt.duration, failure);
+        match &attempt.failure {
+            // It says nothing about the receiver, and counts neither for nor against it.
+            Some(Failure { fault: Fault::Service, .. }) => counts.keep_latest(failure),
+            _ => counts.add_attempt(attempt.started_at, attempt.duration, failure),
+        }
     }
     let ended = match one.next {
         Next::End { state: DeliveryState::Delivered, .. } => &mut counts.delivered,
         Next::End { state: DeliveryState::Cancelled, .. } => &mut counts.cancelled,
         Next::End { .. } => &mut counts.dead,
-        Next::RetryAfter(_) | Next::Resume | Next::Park => return,
+        Next::RetryAfter(_) | Next::Postpone(_) | Next::Resume | Next::Park => return,
     };
     *ended = ended.saturating_add(1);
 }

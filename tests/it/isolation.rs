@@ -26,7 +26,7 @@ use crate::support::{Answer, Receiver, TestApp, TestDatabase, eventually, stored
 /// Few slots, and a deadline that no test sees.
 const TIGHT: [&str; 3] = ["--in-flight-max=32", "--lane-in-flight-max=8", "--http-timeout=300"];
 
-/// A breaker that opens soon, of deliveries that are not given up meanwhile.
+/// A breaker that opens after twelve answers of 500, of deliveries that are not given up meanwhile.
 const OPENS_SOON: [&str; 3] =
     ["--breaker-failures=3", "--max-attempts=20", "--backoff-max-seconds=0.1"];
 
@@ -169,8 +169,8 @@ async fn an_open_breaker_holds_back_what_comes_until_a_probe_succeeds() {
         (breaker(&app, "flaky").await["state"] == "half_open").then_some(())
     })
     .await;
-    // Probes, each of one request.
-    eventually("two of them fail", async || (receiver.count() >= 5).then_some(())).await;
+    // Two probes at first, and then four.
+    eventually("the first two fail", async || (receiver.count() >= 14).then_some(())).await;
     let claimed: i64 = sqlx::query_scalar("select sum(claim_number) from delivery_queue")
         .fetch_one(database.store().pool())
         .await
@@ -183,9 +183,9 @@ async fn an_open_breaker_holds_back_what_comes_until_a_probe_succeeds() {
     let at: Vec<Instant> = receiver.received().iter().map(|request| request.at).collect();
     let failed = u64::try_from(at.len()).unwrap() - 10;
     assert_eq!(attempts, failed + 10, "each failure was one attempt, and nothing else was one");
-    assert!((5..=7).contains(&failed) && claimed <= 7, "{failed} failures, {claimed} claims");
-    // A second, two, four: a quarter less at most, and what answering takes.
-    for (n, pause_ms) in [(3, 700), (4, 1_450), (5, 2_950)] {
+    assert!((14..=18).contains(&failed) && claimed <= 18, "{failed} failures, {claimed} claims");
+    // A second, and two: a quarter less at most, and what answering takes.
+    for (n, pause_ms) in [(12, 700), (14, 1_450)] {
         let pause = at[n] - at[n - 1];
         assert!(pause >= Duration::from_millis(pause_ms), "{n}: {pause:?}");
     }

@@ -30,6 +30,7 @@ mod log;
 mod mcp;
 mod openapi;
 mod operator_events;
+mod own_faults;
 mod parking;
 mod partitions;
 mod payload;

@@ -7,11 +7,19 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{Limits, Verdict, rings::Turn, slots::SLOW};
+use super::{
+    Limits, Verdict,
+    evidence::{ANSWERED, Evidence, UNANSWERED},
+    rings::Turn,
+    slots::SLOW,
+};
 use crate::domain::{ApplicationId, LaneLimit};
 
-/// So many failures one after the other make a lane suspect that was proven.
+/// The least number of failures one after the other that make a proven lane suspect.
 const FAILURES_OF_A_SUSPECT: u16 = 3;
+/// Success of a receiver that fails at random within this time: another process that had only
+/// failures there has had bad luck.
+const RECENT: Duration = Duration::from_secs(10);
 /// The first pause of an open breaker; it doubles with each probe that fails.
 const BREAKER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -54,8 +62,8 @@ pub enum Source {
 /// What a lane is held to beside its class, after it was quiet or hung.
 #[derive(Debug, Clone, Copy, Default)]
 struct Caution {
-    /// The next answer is to show how it is; until then no request goes beside another.
-    is_probed: bool,
+    /// The next answer is to show how it is; until then only this many requests go at a time.
+    probes: Option<usize>,
     /// It has not answered well and quickly since it was quiet: it gets its window, which grows with its
     /// answers, and nothing of what is spare.
     recovers: bool,
@@ -70,6 +78,7 @@ pub struct Lane<T> {
     window: usize,
     /// Failures one after the other: of attempts that each began after the one before had failed.
     pub failures: u16,
+    evidence: Evidence,
     pub last_failure: Option<Instant>,
     pub last_success: Option<Instant>,
     /// It takes long, and takes it.
@@ -120,6 +129,7 @@ impl<T> Lane<T> {
             class: Class::Unproven,
             window: 1,
             failures: 0,
+            evidence: Evidence::default(),
             last_failure: None,
             last_success: None,
             answers_slowly: false,
@@ -160,12 +170,12 @@ impl<T> Lane<T> {
     /// How many requests at a time. What is `spare` of the suspects' share goes to those that there
     /// are: so one receiver that fails now and then is not made slow where there is room.
     pub fn width(&self, limits: &Limits, spare: usize) -> usize {
-        let width = match self.class {
-            _ if self.caution.is_probed => 1,
-            Class::Proven => self.window,
-            Class::Unproven => 1,
-            Class::Suspect if self.caution.recovers => self.window,
-            Class::Suspect => self.window.max(spare),
+        let width = match (self.caution.probes, self.class) {
+            (Some(probes), _) => probes,
+            (None, Class::Proven) => self.window,
+            (None, Class::Unproven) => 1,
+            (None, Class::Suspect) if self.caution.recovers => self.window,
+            (None, Class::Suspect) => self.window.max(spare),
         };
         width.min(limits.lane_in_flight_max).max(1).min(self.share)
     }
@@ -202,9 +212,15 @@ impl<T> Lane<T> {
                 self.begin_anew();
                 gives_back = true;
             }
-            Verdict::Failing | Verdict::Hung => {
+            Verdict::Failing | Verdict::Unreachable | Verdict::Hung => {
+                let weight = if verdict == Verdict::Failing { ANSWERED } else { UNANSWERED };
                 let is_refuted = self.last_success.is_some_and(|success| began <= success);
                 let is_one_of_many = self.last_failure.is_some_and(|failure| began <= failure);
+                if is_refuted {
+                    self.evidence.fail_before(weight);
+                } else {
+                    self.evidence.failed(weight);
+                }
                 if is_refuted || is_one_of_many {
                     return Change { gives_back: false, is_news: false };
                 }
@@ -220,31 +236,38 @@ impl<T> Lane<T> {
         now: Instant,
         (limits, is_calm, was_full): (&Limits, bool, bool),
     ) {
+        let was_probed = self.caution.probes.is_some();
         self.last_success = Some(now);
         self.answer(now);
         self.answers_slowly = is_slow;
         if is_slow {
             self.class = Class::Suspect;
-            if self.caution.is_probed {
+            if self.caution.probes.is_some() {
                 return;
             }
             let wider = if is_calm { self.window + 1 } else { self.window / 2 };
             self.window = wider.clamp(1, limits.lane_in_flight_max);
             return;
         }
+        let was_at_ease = self.class == Class::Suspect && !was_probed && !self.caution.recovers;
+        if was_at_ease {
+            // It has taken what it got of the spare slots, and keeps that.
+            self.window = self.window.max(self.in_flight).min(limits.lane_in_flight_max);
+        }
         self.class = Class::Proven;
         self.source = Source::Born;
         if !self.widen(was_full, now, limits) {
-            self.caution.recovers &= self.caution.is_probed;
+            self.caution.recovers &= self.caution.probes.is_some();
         }
     }
 
     /// It is there: its breaker closes, and it is quiet only as long as it asked for that.
     fn answer(&mut self, now: Instant) {
         self.failures = 0;
+        self.evidence.answered();
         self.open_until = None;
         self.paused_until = self.paused_until.filter(|&until| now < until);
-        self.caution.is_probed = self.paused_until.is_some();
+        self.caution.probes = self.paused_until.map(|_| 1);
     }
 
     /// Gives it more requests at a time if it has more to send: twice as many if all were under way,
@@ -253,7 +276,7 @@ impl<T> Lane<T> {
     /// come.
     fn widen(&mut self, was_full: bool, now: Instant, limits: &Limits) -> bool {
         let has_more = !self.queued.is_empty() || self.due.is_some_and(|due| due <= now);
-        if self.caution.is_probed || !has_more {
+        if self.caution.probes.is_some() || !has_more {
             return false;
         }
         if self.caution.recovers {
@@ -276,34 +299,61 @@ impl<T> Lane<T> {
         self.last_failure = Some(now);
         self.failures = self.failures.saturating_add(1);
         self.answers_slowly = false;
-        self.window = (self.window / 2).max(1);
         let is_hung = verdict == Verdict::Hung || is_slow;
-        if is_hung || self.class != Class::Proven || self.failures >= FAILURES_OF_A_SUSPECT {
+        if is_hung || !self.evidence.is_flaky() {
+            self.window = (self.window / 2).max(1);
+        } else if self.caution.recovers && self.caution.probes.is_none() {
+            // It answers as it does when it is up.
+            self.window = (self.window + 1).min(limits.lane_in_flight_max);
+        }
+        if is_hung || self.class != Class::Proven || self.is_doubtful() {
             self.become_suspect();
         }
-        // Who answers, if only with an error, hangs no longer.
-        self.caution.is_probed = is_hung;
-        let opens = limits.breaker.failures > 0 && self.failures >= limits.breaker.failures;
+        let opens = self.opens(limits.breaker.failures);
         if opens {
+            // Counted from the threshold on, also where it took more failures to open.
+            if self.open_until.is_none() {
+                self.failures = limits.breaker.failures;
+            }
             let doublings = u32::from(self.failures - limits.breaker.failures).min(16);
             let pause = (BREAKER_PAUSE * 2_u32.pow(doublings)).mul_f64(0.75 + jitter / 2.0);
             self.open_until = Some(now + pause.min(limits.breaker.pause_max));
             self.begin_anew();
+            self.caution.probes = Some(self.evidence.probes(doublings as usize + 1));
+        }
+        if is_hung {
+            self.caution.probes = Some(1);
+        } else if !opens {
+            // A receiver that answers, if only with an error, hangs no longer.
+            self.caution.probes = None;
         }
         is_hung || opens
+    }
+
+    /// Whether a failure opens the breaker: a probe's, or one that completes the evidence.
+    fn opens(&self, failures_min: u16) -> bool {
+        let is_half_open = self.open_until.is_some();
+        failures_min > 0
+            && self.failures >= failures_min
+            && (is_half_open || self.evidence.is_down(failures_min))
+    }
+
+    /// Whether it fails more than its history explains.
+    fn is_doubtful(&self) -> bool {
+        self.failures >= FAILURES_OF_A_SUSPECT && self.evidence.is_doubtful()
     }
 
     /// A request has been under way for long, and there is no answer yet.
     pub fn hang(&mut self) {
         self.become_suspect();
-        self.caution.is_probed = true;
+        self.caution.probes = Some(1);
     }
 
     /// It is to be quiet, and begins with one request afterwards.
     fn begin_anew(&mut self) {
         self.answers_slowly = false;
         self.become_suspect();
-        self.caution.is_probed = true;
+        self.caution.probes = Some(1);
         self.caution.recovers = true;
     }
 
@@ -319,7 +369,7 @@ impl<T> Lane<T> {
 
     /// Whether others should know of it.
     pub fn is_bad(&self) -> bool {
-        self.failures >= FAILURES_OF_A_SUSPECT || self.quiet_until().is_some()
+        self.is_doubtful() || self.quiet_until().is_some()
     }
 
     /// Takes what another process, or an earlier life of this one, knew of it; not if it is known
@@ -334,7 +384,8 @@ impl<T> Lane<T> {
         if paused.is_some() {
             self.begin_anew();
         }
-        if self.in_flight > 0 {
+        let succeeds = self.last_success.is_some_and(|success| now < success + RECENT);
+        if self.in_flight > 0 || (succeeds && self.evidence.is_flaky()) {
             return;
         }
         self.failures = failures;

@@ -23,8 +23,10 @@
 //! What protects a receiver is what its owner bounds: requests at a time, and a rate (`limited`).
 
 mod claims;
+mod evidence;
 mod lane;
 mod limited;
+mod outage;
 mod rings;
 mod sips;
 mod slots;
@@ -41,6 +43,7 @@ use self::{
     claims::Claims,
     lane::{Lane, Wait},
     limited::Alarms,
+    outage::Outage,
     rings::Ring,
     sips::Sips,
     slots::{APPLICATION_FACTOR, Slots},
@@ -93,6 +96,7 @@ pub struct Lanes<T> {
     news: HashSet<LaneId>,
     members: Members,
     alarms: Alarms,
+    outage: Outage,
     /// What is not to be sent from here, or not now.
     astray: Vec<T>,
 }
@@ -115,6 +119,7 @@ impl<T: Held> Lanes<T> {
             news: HashSet::new(),
             members: Members::of(0, Vec::new()),
             alarms: Alarms::default(),
+            outage: Outage::default(),
             astray: Vec::new(),
         }
     }
@@ -250,6 +255,9 @@ impl<T: Held> Lanes<T> {
         jitter: f64,
     ) -> Vec<T> {
         let Some(began) = self.slots.end(slot) else { return Vec::new() };
+        if verdict.is_answer() {
+            self.outage.answered();
+        }
         let (is_calm, limits) = (self.is_calm(), self.limits);
         let before = self.by_id.get(&id).map(|lane| (lane.class, lane.source));
         let Some((class, source)) = before else { return Vec::new() };
@@ -268,6 +276,19 @@ impl<T: Held> Lanes<T> {
         self.offer(id);
         self.reindex(id);
         returned
+    }
+
+    /// Notes a failure without an answer of a host, given as a hash, before its attempt is concluded.
+    /// Returns whether no receiver answers at present: then the fault is this service's.
+    pub fn note_unanswered(&mut self, id: LaneId, host: u64, now: Instant) -> bool {
+        let success = self.by_id.get(&id).and_then(|lane| lane.last_success);
+        let answered_lately = success.is_some_and(|at| now < at + MEMORY);
+        self.outage.unanswered(host, answered_lately, now)
+    }
+
+    /// Whether no receiver answers at present.
+    pub fn has_outage(&self) -> bool {
+        self.outage.is_on()
     }
 
     /// Looks at requests that take long: their lanes are suspect from then on. Returns what such

@@ -24,7 +24,9 @@ pub struct Limits {
 /// When a breaker opens, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub struct Breaker {
-    /// So many failures one after the other open it; 0: none do.
+    /// The least number of failures one after the other, none of them answered, that open it; four
+    /// times as many if they were answered with errors, and more if the receiver has failed at random
+    /// before. 0: it never opens.
     pub failures: u16,
     /// The longest pause between two probes.
     pub pause_max: Duration,
@@ -45,8 +47,10 @@ pub trait Held {
 pub enum Verdict {
     /// The receiver took it.
     Healthy,
-    /// The attempt failed.
+    /// The attempt failed: the answer was an error, or broken.
     Failing,
+    /// There was no connection.
+    Unreachable,
     /// The receiver answered that this one is not welcome (4xx): it is there, and not overrun.
     Refused,
     /// It was not the receiver that failed: nothing is learned of it.
@@ -56,6 +60,13 @@ pub enum Verdict {
     Hung,
     /// The receiver asked for quiet for this long.
     Paused(Duration),
+}
+
+impl Verdict {
+    /// Whether the receiver answered, whatever it said.
+    pub fn is_answer(self) -> bool {
+        matches!(self, Self::Healthy | Self::Failing | Self::Refused | Self::Paused(_))
+    }
 }
 
 /// How a lane is, for others to know and for people to see. Times are from now on.

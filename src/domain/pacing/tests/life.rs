@@ -30,6 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
     let verdict = prop_oneof![
         4 => Just(Verdict::Healthy),
         2 => Just(Verdict::Failing),
+        1 => Just(Verdict::Unreachable),
         1 => Just(Verdict::Refused),
         1 => Just(Verdict::Unsent),
         1 => Just(Verdict::Hung),

@@ -6,6 +6,7 @@ use super::*;
 use crate::domain::{LaneLimit, Pace};
 
 mod claiming;
+mod flaky;
 mod lanes;
 mod life;
 mod limited;
