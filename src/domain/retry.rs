@@ -126,7 +126,7 @@ impl RetryPolicy {
         }
     }
 
-    /// Whether a failed attempt is followed by another one at all.
+    /// Returns whether a failed attempt is followed by another one at all.
     pub fn retries(&self) -> bool {
         self.attempts_max > 1
     }

@@ -148,8 +148,7 @@ impl Counts {
         self.keep_latest(other.last_failure);
     }
 
-    /// Keeps a failure as the latest one, if none is later.
-    pub fn keep_latest(&mut self, failure: Option<LastFailure>) {
+    fn keep_latest(&mut self, failure: Option<LastFailure>) {
         let at = |failure: &Option<LastFailure>| failure.as_ref().map(|failure| failure.at);
         if at(&failure) >= at(&self.last_failure) {
             self.last_failure = failure;

@@ -107,10 +107,24 @@ impl TargetUrl {
         hash.update(b"://");
         hash.update(self.0.host_str().unwrap_or_default().as_bytes());
         hash.update(self.0.port_or_known_default().unwrap_or_default().to_be_bytes());
-        let digest = hash.finalize();
-        let bytes: [u8; 16] = digest[..16].try_into().expect("a SHA-256 digest has 32 bytes");
-        LaneId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+        lane_of(hash)
     }
+
+    /// The lane of this URL within an application, while it is not served in that of its origin: made
+    /// like [`Self::lane`].
+    pub fn url_lane(&self, application: ApplicationId) -> LaneId {
+        let mut hash = Sha256::new();
+        hash.update(application.uuid().as_bytes());
+        hash.update(b"url ");
+        hash.update(self.0.as_str());
+        lane_of(hash)
+    }
+}
+
+fn lane_of(hash: Sha256) -> LaneId {
+    let digest = hash.finalize();
+    let bytes: [u8; 16] = digest[..16].try_into().expect("a SHA-256 digest has 32 bytes");
+    LaneId::from_uuid(uuid::Builder::from_custom_bytes(bytes).into_uuid())
 }
 
 /// A target with all that its request says about it.

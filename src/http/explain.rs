@@ -204,8 +204,9 @@ async fn held_back(
             && row.next_attempt_at.is_none_or(|at| at <= now)
     };
     let due = rows.iter().filter(is_due);
-    let due: Vec<_> =
-        due.filter_map(|row| Some((row.delivery_id(), lane_of(row, application)?))).collect();
+    let due: Vec<_> = due
+        .flat_map(|row| lanes_of(row, application).map(move |lane| (row.delivery_id(), lane)))
+        .collect();
     if due.is_empty() {
         return Ok(HashMap::new());
     }
@@ -219,12 +220,17 @@ async fn held_back(
     Ok(held.collect())
 }
 
-/// The lane that a delivery is in: its subscription's, or that of its target's origin.
-fn lane_of(row: &DeliveryRow, application: ApplicationId) -> Option<LaneId> {
-    match row.subscription_id() {
-        Some(subscription) => Some(subscription.lane()),
-        None => Some(TargetUrl::parse(&row.target_url).ok()?.lane(application)),
-    }
+/// The lanes that a delivery can be in: its subscription's, or those of its target's origin and URL.
+fn lanes_of(row: &DeliveryRow, application: ApplicationId) -> impl Iterator<Item = LaneId> + use<> {
+    let lanes = match row.subscription_id() {
+        Some(subscription) => [Some(subscription.lane()), None],
+        None => {
+            let target = TargetUrl::parse(&row.target_url).ok();
+            let lanes = target.map(|it| [it.lane(application), it.url_lane(application)]);
+            lanes.map_or([None; 2], |lanes| lanes.map(Some))
+        }
+    };
+    lanes.into_iter().flatten()
 }
 
 impl VerdictBody {

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use super::Waiters;
 use crate::{
     domain::{
-        ApplicationId, DeliveryId, LaneId, LaneLimit,
+        ApplicationId, DeliveryId, LaneId, LaneLimit, TargetUrl,
         pacing::{Begin, DUE_HORIZON, Lanes, Limits, Members, Slot, Verdict},
     },
     store::{
@@ -115,6 +115,12 @@ impl Handover {
     /// From now on nothing is born claimed.
     pub fn close(&self) {
         self.is_closing.store(true, Ordering::Release);
+    }
+
+    /// The lane for a new delivery to an explicit target.
+    pub fn explicit_lane(&self, target: &TargetUrl, application: ApplicationId) -> LaneId {
+        let (origin, url) = (target.lane(application), target.url_lane(application));
+        self.lanes().explicit_lane(origin, url, Instant::now())
     }
 
     /// Asks for room for a delivery that is about to be inserted, and says what its subscription
@@ -270,10 +276,31 @@ impl Handover {
 
     /// Gives back to the database what is in memory and not to be sent from here, or not now.
     pub async fn release_astray(&self, store: &Store) {
-        let astray = self.lanes().take_astray();
+        let (astray, misplaced) = {
+            let mut lanes = self.lanes();
+            (lanes.take_astray(), lanes.take_misplaced())
+        };
+        if !misplaced.is_empty() {
+            self.release_misplaced(store, misplaced).await;
+        }
         if !astray.is_empty() {
             self.release_unsent(store, astray).await;
         }
+    }
+
+    /// Gives back to the database what belongs to another lane.
+    async fn release_misplaced(&self, store: &Store, misplaced: Vec<(Claim, LaneId)>) {
+        let claims: Vec<_> =
+            misplaced.iter().map(|(claim, lane)| (claim.delivery_id, claim.token, *lane)).collect();
+        if let Err(error) = store.release_to(&claims).await {
+            tracing::debug!(%error, "left to the reconciliation");
+        }
+        self.forget_all(claims.into_iter().map(|(id, token, _)| (id, token)));
+        let mut lanes: Vec<_> =
+            misplaced.iter().map(|(claim, lane)| (*lane, claim.application)).collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        self.leave_in_queue(lanes);
     }
 
     /// Gives back to the database what is not sent from here, or not now, each in its place.
@@ -299,9 +326,26 @@ impl Handover {
 
     /// Notes what an attempt says about its lane; returns what waited for one that is now paused or
     /// hangs.
-    pub fn conclude(&self, slot: Slot, lane: LaneId, verdict: Verdict) -> Vec<Claim> {
+    /// `url` is the lane of the URL of an explicit target.
+    pub fn conclude(
+        &self,
+        slot: Slot,
+        lane: LaneId,
+        url: Option<LaneId>,
+        verdict: Verdict,
+    ) -> Vec<Claim> {
         let (now, jitter) = (Instant::now(), rand::random());
-        self.and_wake_claimer(|lanes| lanes.conclude(slot, lane, verdict, now, jitter))
+        let (returned, has_misplaced) = self.and_wake_claimer(|lanes| {
+            let returned = match url {
+                Some(url) => lanes.conclude_explicit(slot, (lane, url), verdict, now, jitter),
+                None => lanes.conclude(slot, lane, verdict, now, jitter),
+            };
+            (returned, lanes.has_misplaced())
+        });
+        if has_misplaced {
+            self.startable.notify_one();
+        }
+        returned
     }
 
     /// Notes a failure without an answer; returns whether no receiver answers at present.

@@ -52,6 +52,11 @@ impl Intake {
             let delivery_id = DeliveryId::of_event(event_id, ordinal);
             let Destination { lane, subscription, target, is_parked, settings, limit } =
                 destination;
+            let lane = if subscription.is_none() {
+                self.handover.explicit_lane(&target, submission.application)
+            } else {
+                lane
+            };
             let sealed = |settings| {
                 let keys = self.routes.sealing();
                 NewTargetSettings::sealed(delivery_id, settings, keys, rand::random())

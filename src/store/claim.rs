@@ -88,6 +88,14 @@ impl Held for Claim {
     fn time(&self) -> Option<Instant> {
         self.time
     }
+
+    fn origin(&self) -> Option<LaneId> {
+        self.subscription.is_none().then(|| self.target.lane(self.application))
+    }
+
+    fn url(&self) -> Option<LaneId> {
+        self.subscription.is_none().then(|| self.target.url_lane(self.application))
+    }
 }
 
 /// A row that has just been claimed; its payload is read apart, in portions.

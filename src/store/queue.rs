@@ -169,6 +169,41 @@ impl Store {
         .await
     }
 
+    /// Gives claims back without counting an attempt, each to this lane, in its place there.
+    pub async fn release_to(
+        &self,
+        claims: &[(DeliveryId, ClaimToken, LaneId)],
+    ) -> Result<u64, StoreError> {
+        let ids: Vec<Uuid> = claims.iter().map(|(id, ..)| id.uuid()).collect();
+        let owners: Vec<DispatcherId> = claims.iter().map(|(_, token, _)| token.owner).collect();
+        let numbers: Vec<i32> = claims.iter().map(|(_, token, _)| token.number).collect();
+        let lanes: Vec<Uuid> = claims.iter().map(|(.., lane)| lane.uuid()).collect();
+        bounded(async {
+            let released = sqlx::query(
+                "update delivery_queue q set owner = null, lane_id = r.lane_id
+                 from (
+                     select row.place, r.owner, r.number, r.lane_id
+                     from unnest($1::uuid[], $2::int[], $3::int[], $4::uuid[])
+                         as r(delivery_id, owner, number, lane_id)
+                     cross join lateral (
+                         select ctid as place from delivery_queue
+                         where delivery_id = r.delivery_id offset 0
+                     ) as row
+                     offset 0
+                 ) as r
+                 where q.ctid = r.place and q.owner = r.owner and q.claim_number = r.number",
+            )
+            .bind(ids)
+            .bind(owners)
+            .bind(numbers)
+            .bind(lanes)
+            .execute(&self.pool)
+            .await?;
+            Ok(released.rows_affected())
+        })
+        .await
+    }
+
     /// Gives claims back without counting an attempt. Tells how many of them this process still
     /// held.
     pub async fn release(

@@ -116,7 +116,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
         shared.handover.forget(claim.delivery_id, claim.token);
         return shared.handover.lanes().abandon(slot, claim.lane, claim.bytes());
     }
-    let (lane, began) = (claim.lane, Instant::now());
+    let (lane, url, began) = (claim.lane, claim.url(), Instant::now());
     let started_at = shared.clock.now();
     let result = tokio::select! {
         biased;
@@ -140,7 +140,7 @@ async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
     let gone = exchange.response.as_ref().filter(|response| response.status == GONE);
     let gone = gone.and_then(|_| way.subscription()).map(|it| (claim.application, it.clone()));
     let (finished, verdict) = conclude(&shared, claim, &way, exchange, headers, started_at);
-    let returned = shared.handover.conclude(slot, lane, verdict);
+    let returned = shared.handover.conclude(slot, lane, url, verdict);
     tokio::select! {
         _ = shared.results.send(finished) => {}
         () = shared.abort.cancelled() => return,

@@ -15,14 +15,14 @@ use super::{Shared, disable};
 use crate::{
     domain::{
         ApplicationId, DeliveryState, SubscriptionId,
-        outcome::{Failure, Fault},
+        outcome::Fault,
         routing::{Place, Snapshot},
         statistics::{Counts, LastFailure},
         subscription::DisabledBecause,
     },
     store::{
         Store, StoreError,
-        queue::{Finished, Next},
+        queue::{AttemptRecord, Finished, Next},
         statistics::PeriodOfLane,
     },
 };
@@ -154,18 +154,18 @@ fn minute_of(at: DateTime<Utc>) -> DateTime<Utc> {
 }
 
 fn count_into(counts: &mut Counts, one: &Finished) {
-    if let Some(attempt) = &one.attempt {
+    // A fault of this service counts neither for nor against the receiver.
+    let is_own_fault = |attempt: &&AttemptRecord| {
+        attempt.failure.as_ref().is_some_and(|failure| failure.fault == Fault::Service)
+    };
+    if let Some(attempt) = one.attempt.as_ref().filter(|attempt| !is_own_fault(attempt)) {
         let failure = attempt.failure.as_ref().map(|failure| LastFailure {
             at: attempt.started_at,
             class: failure.class.as_str(),
             message: failure.message.clone(),
             status: attempt.response.as_ref().map(|response| response.status),
         });
-        match &attempt.failure {
-            // It says nothing about the receiver, and counts neither for nor against it.
-            Some(Failure { fault: Fault::Service, .. }) => counts.keep_latest(failure),
-            _ => counts.add_attempt(attempt.started_at, attempt.duration, failure),
-        }
+        counts.add_attempt(attempt.started_at, attempt.duration, failure);
     }
     let ended = match one.next {
         Next::End { state: DeliveryState::Delivered, .. } => &mut counts.delivered,

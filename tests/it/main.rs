@@ -43,6 +43,7 @@ mod resolving;
 mod roles;
 mod routing;
 mod sealing;
+mod shared_hosts;
 mod signing;
 mod sql_publish;
 mod ssrf;

@@ -75,7 +75,7 @@ impl Evidence {
         self.attempts_per_success().is_none_or(|each| u32::from(self.since) >= each * successes)
     }
 
-    /// Whether the receiver seems to be down. `failures_min` is the least number of failures without
+    /// Returns whether the receiver seems to be down. `failures_min` is the least number of failures without
     /// an answer.
     pub fn is_down(&self, failures_min: u16) -> bool {
         let is_enough = match self.good {
@@ -85,17 +85,17 @@ impl Evidence {
         is_enough && self.has_missed(MISSED_WHEN_DOWN)
     }
 
-    /// Whether the receiver may be down, or has not succeeded yet.
+    /// Returns whether the receiver may be down, or has not succeeded yet.
     pub fn is_doubtful(&self) -> bool {
         self.has_missed(MISSED_WHEN_DOUBTFUL)
     }
 
-    /// Whether failures are usual for a receiver that is up: over a tenth of its attempts.
+    /// Returns whether failures are usual for a receiver that is up: over a tenth of its attempts.
     pub fn is_flaky(&self) -> bool {
         self.good > 0 && u32::from(self.bad) * 9 > u32::from(self.good)
     }
 
-    /// How many probes to send at a time once the breaker has opened so many times in a row.
+    /// Number of probes to send at a time after this many openings in a row.
     pub fn probes(&self, openings: usize) -> usize {
         let usual = PROBES.get(openings.saturating_sub(1)).copied().unwrap_or(PROBES_LATER);
         let likely = self.attempts_per_success().map_or(0, |each| 2 * each as usize);

@@ -12,6 +12,7 @@ use super::{
     evidence::{ANSWERED, Evidence, UNANSWERED},
     rings::Turn,
     slots::SLOW,
+    urls::{Group, Kind, ORIGIN_PAUSE},
 };
 use crate::domain::{ApplicationId, LaneLimit};
 
@@ -73,6 +74,9 @@ struct Caution {
 #[derive(Debug)]
 pub struct Lane<T> {
     pub application: ApplicationId,
+    pub kind: Kind,
+    /// Of an origin.
+    pub group: Group,
     pub class: Class,
     /// How many requests at a time; grows with success, see [`Self::width`].
     window: usize,
@@ -126,6 +130,8 @@ impl<T> Lane<T> {
     pub fn new(application: ApplicationId) -> Self {
         Self {
             application,
+            kind: Kind::default(),
+            group: Group::default(),
             class: Class::Unproven,
             window: 1,
             failures: 0,
@@ -298,28 +304,23 @@ impl<T> Lane<T> {
     ) -> bool {
         self.last_failure = Some(now);
         self.failures = self.failures.saturating_add(1);
-        self.answers_slowly = false;
-        let is_hung = verdict == Verdict::Hung || is_slow;
+        // Of a receiver that fails at random an error says no more about its pace than a success.
+        self.answers_slowly = is_slow && verdict == Verdict::Failing && self.evidence.is_flaky();
+        let is_hung = verdict == Verdict::Hung || (is_slow && !self.answers_slowly);
         if is_hung || !self.evidence.is_flaky() {
             self.window = (self.window / 2).max(1);
         } else if self.caution.recovers && self.caution.probes.is_none() {
             // It answers as it does when it is up.
             self.window = (self.window + 1).min(limits.lane_in_flight_max);
         }
-        if is_hung || self.class != Class::Proven || self.is_doubtful() {
+        if is_slow || self.class != Class::Proven || is_hung || self.is_doubtful() {
+            let answers_slowly = self.answers_slowly;
             self.become_suspect();
+            self.answers_slowly = answers_slowly;
         }
         let opens = self.opens(limits.breaker.failures);
         if opens {
-            // Counted from the threshold on, also where it took more failures to open.
-            if self.open_until.is_none() {
-                self.failures = limits.breaker.failures;
-            }
-            let doublings = u32::from(self.failures - limits.breaker.failures).min(16);
-            let pause = (BREAKER_PAUSE * 2_u32.pow(doublings)).mul_f64(0.75 + jitter / 2.0);
-            self.open_until = Some(now + pause.min(limits.breaker.pause_max));
-            self.begin_anew();
-            self.caution.probes = Some(self.evidence.probes(doublings as usize + 1));
+            self.open(now, jitter, limits);
         }
         if is_hung {
             self.caution.probes = Some(1);
@@ -330,7 +331,37 @@ impl<T> Lane<T> {
         is_hung || opens
     }
 
-    /// Whether a failure opens the breaker: a probe's, or one that completes the evidence.
+    /// Opens the breaker, or keeps it open for longer.
+    fn open(&mut self, now: Instant, jitter: f64, limits: &Limits) {
+        // Counted from the threshold on, also where it took more failures to open.
+        if self.open_until.is_none() || self.kind == Kind::Origin {
+            self.failures = limits.breaker.failures;
+        }
+        let doublings = u32::from(self.failures - limits.breaker.failures).min(16);
+        let pause = (BREAKER_PAUSE * 2_u32.pow(doublings)).mul_f64(0.75 + jitter / 2.0);
+        let pause_max = match self.kind {
+            Kind::Origin => ORIGIN_PAUSE.min(limits.breaker.pause_max),
+            _ => limits.breaker.pause_max,
+        };
+        self.open_until = Some(now + pause.min(pause_max));
+        self.begin_anew();
+        self.caution.probes = Some(self.evidence.probes(doublings as usize + 1));
+    }
+
+    /// Takes what is known of a URL that is down: its breaker opens.
+    pub fn take_as_down(&mut self, evidence: Evidence, now: Instant, jitter: f64, limits: &Limits) {
+        self.evidence = evidence;
+        self.last_failure = Some(now);
+        self.open_until = None;
+        self.open(now, jitter, limits);
+    }
+
+    /// Returns whether it has not answered lately: it hangs, or its breaker is open.
+    pub fn is_silent(&self) -> bool {
+        self.caution.probes.is_some() || self.open_until.is_some()
+    }
+
+    /// Returns whether a failure opens the breaker: a probe's, or one that completes the evidence.
     fn opens(&self, failures_min: u16) -> bool {
         let is_half_open = self.open_until.is_some();
         failures_min > 0
@@ -338,7 +369,7 @@ impl<T> Lane<T> {
             && (is_half_open || self.evidence.is_down(failures_min))
     }
 
-    /// Whether it fails more than its history explains.
+    /// Returns whether it fails more than its history explains.
     fn is_doubtful(&self) -> bool {
         self.failures >= FAILURES_OF_A_SUSPECT && self.evidence.is_doubtful()
     }

@@ -32,6 +32,7 @@ mod sips;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod urls;
 mod words;
 
 use std::{
@@ -47,6 +48,7 @@ use self::{
     rings::Ring,
     sips::Sips,
     slots::{APPLICATION_FACTOR, Slots},
+    urls::Urls,
 };
 pub use self::{
     claims::{Claimed, HORIZON, LaneQuota},
@@ -97,6 +99,9 @@ pub struct Lanes<T> {
     members: Members,
     alarms: Alarms,
     outage: Outage,
+    urls: Urls,
+    /// Deliveries that belong to the lane of their URL, with that lane.
+    misplaced: Vec<(T, LaneId)>,
     /// What is not to be sent from here, or not now.
     astray: Vec<T>,
 }
@@ -120,6 +125,8 @@ impl<T: Held> Lanes<T> {
             members: Members::of(0, Vec::new()),
             alarms: Alarms::default(),
             outage: Outage::default(),
+            urls: Urls::default(),
+            misplaced: Vec::new(),
             astray: Vec::new(),
         }
     }
@@ -198,6 +205,11 @@ impl<T: Held> Lanes<T> {
             self.astray.push(delivery);
             return Ok(());
         }
+        if let Some(url) = self.place(&delivery, now) {
+            self.give_back(id, delivery.bytes());
+            self.misplaced.push((delivery, url));
+            return Ok(());
+        }
         if let Some(lane) = self.by_id.get_mut(&id) {
             lane.reserved -= 1;
             lane.queued.push_back(delivery);
@@ -225,7 +237,10 @@ impl<T: Held> Lanes<T> {
                 };
                 lane.turn = None;
                 // It may have less than when it got its turn.
-                if lane.in_flight >= lane.width(&self.limits, spare) || !self.is_in_time(id, now) {
+                if lane.in_flight >= lane.width(&self.limits, spare)
+                    || !self.has_room_in_group(id)
+                    || !self.is_in_time(id, now)
+                {
                     continue;
                 }
                 let Some(lane) = self.by_id.get_mut(&id) else { continue };
@@ -233,6 +248,7 @@ impl<T: Held> Lanes<T> {
                 let Some(delivery) = lane.queued.pop_front() else { continue };
                 lane.in_flight += 1;
                 self.slots.charge(class, lane.application, 1);
+                self.begin_in_group(id);
                 let slot = self.slots.begin(id, now);
                 self.sips.begin(class, now);
                 self.offer(id);
@@ -286,7 +302,7 @@ impl<T: Held> Lanes<T> {
         self.outage.unanswered(host, answered_lately, now)
     }
 
-    /// Whether no receiver answers at present.
+    /// Returns whether no receiver answers at present.
     pub fn has_outage(&self) -> bool {
         self.outage.is_on()
     }
@@ -331,6 +347,7 @@ impl<T: Held> Lanes<T> {
         let Some(lane) = self.by_id.get_mut(&id) else { return };
         lane.in_flight -= 1;
         self.slots.charge(lane.class, lane.application, -1);
+        self.end_in_group(id);
         self.offer(id);
         self.reindex(id);
     }
@@ -350,6 +367,7 @@ impl<T: Held> Lanes<T> {
     pub fn drain_queued(&mut self) -> Vec<T> {
         let lanes: Vec<LaneId> = self.by_id.keys().copied().collect();
         let mut drained = self.take_astray();
+        drained.extend(self.take_misplaced().into_iter().map(|(delivery, _)| delivery));
         for id in lanes {
             drained.extend(self.take_queued(id, 0));
             self.reindex(id);
@@ -410,6 +428,7 @@ impl<T: Held> Lanes<T> {
 
     /// Drops what is known of idle lanes, but for how they answered not long ago.
     pub fn forget_idle(&mut self, now: Instant) {
+        self.urls.forget(now);
         let count_of = &mut self.count_of;
         let is_crowded = self.by_id.len() > LANES_MAX / 2;
         self.by_id.retain(|_, lane| {
@@ -418,6 +437,7 @@ impl<T: Held> Lanes<T> {
                 || lane.due.is_some()
                 || lane.is_claiming
                 || lane.is_quiet(now)
+                || !lane.group.is_idle()
                 || lane.next_at.is_some_and(|at| now < at)
                 || (!is_crowded && is_recent(lane.last_success))
                 || is_recent(lane.open_until)

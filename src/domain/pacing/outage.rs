@@ -47,7 +47,7 @@ impl Outage {
         self.is_on = false;
     }
 
-    /// Whether it lasts.
+    /// Returns whether it lasts.
     pub fn is_on(&self) -> bool {
         self.is_on
     }

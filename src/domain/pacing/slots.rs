@@ -152,6 +152,11 @@ impl Slots {
         slot
     }
 
+    /// When a request under way began.
+    pub fn began(&self, slot: Slot) -> Option<Instant> {
+        self.get(slot).map(|one| one.began)
+    }
+
     /// Notes that a request has ended, and tells when it began.
     pub fn end(&mut self, slot: Slot) -> Option<Instant> {
         let began = self.get(slot)?.began;

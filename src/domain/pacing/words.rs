@@ -40,6 +40,14 @@ pub trait Held {
     fn bytes(&self) -> usize;
     /// When it may begin, of a lane with a rate; `None`: it has no time.
     fn time(&self) -> Option<Instant>;
+    /// Of an explicit target, the lane of its origin.
+    fn origin(&self) -> Option<LaneId> {
+        None
+    }
+    /// Of an explicit target, the lane of its URL.
+    fn url(&self) -> Option<LaneId> {
+        None
+    }
 }
 
 /// What one finished attempt says about its lane.
@@ -63,7 +71,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the receiver answered, whatever it said.
+    /// Returns whether the receiver answered, also with an error.
     pub fn is_answer(self) -> bool {
         matches!(self, Self::Healthy | Self::Failing | Self::Refused | Self::Paused(_))
     }

@@ -10,6 +10,7 @@ mod flaky;
 mod lanes;
 mod life;
 mod limited;
+mod urls;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Delivery(LaneId, Option<Instant>);
