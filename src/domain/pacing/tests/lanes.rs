@@ -242,6 +242,7 @@ fn the_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe() {
     bench.lanes.settle_claim(&part, &got, bench.now);
     bench.lanes.push(Delivery(lane(1), None), bench.now).unwrap();
     bench.start();
+    bench.due(1);
     bench.finish(1, Verdict::Healthy);
     assert_eq!((bench.class(1), bench.width(1)), (Class::Proven, 2), "and slowly on");
     assert_eq!(bench.lanes.take_news(bench.now, 9)[0].failures, 0);
