@@ -35,11 +35,11 @@ use crate::{
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
 
-/// Connections for reading, and for keeping house. The batcher, the mover, the recorder and the claimer
-/// have one each: a pool hands its connections out in turn, and ten backends that take turns keep none
-/// of their caches warm.
+/// Connections for reading, and for keeping house. The batcher, the mover, the recorder, the claimer,
+/// the heartbeat and the listener have one each: a backend that does one thing keeps its caches warm,
+/// and waits for no other.
 const API_CONNECTIONS_MAX: u32 = 8;
-const WORKER_CONNECTIONS_MAX: u32 = 5;
+const WORKER_CONNECTIONS_MAX: u32 = 4;
 /// Connections of what is done for the CMS, if there is one.
 const CMS_CONNECTIONS_MAX: u32 = 2;
 /// Deliveries of one lane, deliveries in all, and payload bytes that one process holds in memory.
@@ -350,6 +350,7 @@ async fn start_worker(
             let stores = Stores {
                 recorder: telling(Store::connect_lazy(options.clone(), 1), cms.as_deref()),
                 claimer: Store::connect_lazy(options.clone(), 1),
+                heartbeat: Store::connect_lazy(options.clone(), 1),
                 others: telling(
                     Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
                     cms.as_deref(),

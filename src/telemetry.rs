@@ -1,5 +1,6 @@
 //! Logs, and every metric, each name declared once.
 
+mod outage;
 mod refusal;
 mod seldom;
 
@@ -54,6 +55,7 @@ const SECONDS: &[f64] =
 /// Upper bounds of the buckets of batch sizes, in events.
 const EVENTS_PER_BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
+pub use outage::statement_failed;
 pub use refusal::Refusal;
 pub use seldom::Seldom;
 

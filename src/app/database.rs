@@ -11,6 +11,7 @@ use crate::{
     config::Database,
     embedded_postgres::{self, EmbeddedPostgres, EmbeddedPostgresError},
     store::{Store, StoreError},
+    telemetry,
 };
 
 /// How long the start waits for a database that is starting itself.
@@ -53,7 +54,7 @@ pub(super) async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::R
                 return Ok(());
             }
             Err(error) if error.is_outage() && Instant::now() < give_up_at => {
-                tracing::warn!(%error, "waiting for the database");
+                telemetry::statement_failed(&error, "waiting for the database");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(error) => return Err(error).context("DATABASE_URL"),
@@ -67,7 +68,7 @@ pub(super) async fn make_partitions(store: &Store) -> Result<(), StoreError> {
     loop {
         match store.make_partitions().await {
             Err(error) if error.is_outage() && Instant::now() < give_up_at => {
-                tracing::warn!(%error, "waiting to make the days of the history");
+                telemetry::statement_failed(&error, "waiting to make the days of the history");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             made => return made.map(|_| ()),

@@ -1,6 +1,6 @@
 //! Probes and metrics.
 
-use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use axum::{Json, extract::State, response::IntoResponse};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -18,13 +18,13 @@ pub async fn health() -> Json<Health> {
     Json(Health { ok: true })
 }
 
-/// `GET /readyz`: the process can do its work. Migrations ran before it began to listen.
-pub async fn ready(State(state): State<ApiState>) -> impl IntoResponse {
-    match state.store.ping().await {
-        Ok(()) => (StatusCode::OK, Json(Health { ok: true })),
-        Err(error) => {
-            tracing::debug!(%error, "not ready");
-            (StatusCode::SERVICE_UNAVAILABLE, Json(Health { ok: false }))
+/// `GET /readyz`: an event could be stored now, or the reason why not.
+pub async fn ready(State(state): State<ApiState>) -> Result<Json<Health>, ApiError> {
+    match state.store.readiness().await {
+        Ok(()) => Ok(Json(Health { ok: true })),
+        Err(reason) => {
+            tracing::debug!(%reason, "not ready");
+            Err(ApiError::NotReady(reason))
         }
     }
 }

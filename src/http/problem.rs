@@ -1,6 +1,6 @@
 //! Every way a request can fail, and the one table that says how it looks (RFC 9457).
 
-use std::{borrow::Cow, time::Duration};
+use std::borrow::Cow;
 
 use axum::{
     Json,
@@ -18,8 +18,8 @@ use super::{
 use crate::{
     domain::{KeyName, Permission, Role, ids::IdError},
     ingest::Rejected,
-    store::StoreError,
-    telemetry::{self, Refusal, Seldom},
+    store::{StoreError, readiness::Unready},
+    telemetry::{self, Refusal},
 };
 
 /// How long a caller should wait before it tries again, in seconds.
@@ -174,6 +174,9 @@ pub enum ApiError {
     /// Postgres is away.
     #[error("the database cannot be reached; nothing is known to be stored")]
     Unavailable,
+    /// No event could be stored now.
+    #[error("{0}")]
+    NotReady(Unready),
     /// A fault of ours.
     #[error("the service failed; its log says why")]
     Internal,
@@ -316,7 +319,7 @@ impl ApiError {
             Self::Busy | Self::Overloaded(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "/problems/busy", "Too busy")
             }
-            Self::Unavailable => {
+            Self::Unavailable | Self::NotReady(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "/problems/unavailable", "Database unavailable")
             }
             Self::Internal => {
@@ -469,16 +472,10 @@ impl IntoResponse for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        // Clients decide how often they ask.
-        static OUTAGE: Seldom = Seldom::each(Duration::from_secs(1));
         if let StoreError::Full { what, count_max } = error {
             Self::Full { what, count_max }
         } else if error.is_outage() {
-            if OUTAGE.is_time() {
-                tracing::warn!(%error, "requests cannot be served");
-            } else {
-                tracing::debug!(%error, "a request could not be served");
-            }
+            telemetry::statement_failed(&error, "requests cannot be served");
             Self::Unavailable
         } else {
             tracing::error!(%error, "a request failed");

@@ -113,7 +113,7 @@ impl Batcher {
                 Ok(()) => {}
                 // One bad event must not fail the others: each is tried alone.
                 Err(error) if group.len() > 1 && error.is_of_some() => {
-                    tracing::warn!(%error, events = group.len(), "a batch is tried one by one");
+                    telemetry::statement_failed(&error, "a batch is tried one by one");
                     self.store_each(submissions, group, &mut routed, &mut answers).await;
                 }
                 Err(error) => fill(&mut answers, &group, rejected(&error)),
@@ -252,8 +252,9 @@ impl Batcher {
         events: &[NewEvent<'_>],
     ) -> Result<Outcome, StoreError> {
         let ids: Vec<EventId> = events.iter().map(|event| event.event_id).collect();
-        // Once callers were told that the database is away, the next ones need not wait as well.
-        let patience = if self.is_in_outage { Duration::ZERO } else { OUTAGE_PATIENCE };
+        // Once callers were told that the database is away, the next ones need not wait as well: one
+        // attempt may meet a dead connection, and the second one opens another.
+        let patience = if self.is_in_outage { OUTAGE_PAUSE.0 } else { OUTAGE_PATIENCE };
         let give_up_at = Instant::now() + patience;
         let mut pause = OUTAGE_PAUSE.0;
         let mut is_unclear = false;
@@ -279,7 +280,7 @@ impl Batcher {
                         self.is_in_outage = true;
                         return Err(error);
                     }
-                    tracing::warn!(%error, "events wait for the database");
+                    telemetry::statement_failed(&error, "events wait for the database");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(OUTAGE_PAUSE.1);
                 }

@@ -105,7 +105,7 @@ impl Mover {
                 Err(error) => {
                     // Every second of an outage would be a line.
                     if !std::mem::replace(&mut is_failing, true) {
-                        tracing::warn!(%error, "what is published from SQL waits");
+                        telemetry::statement_failed(&error, "what is published from SQL waits");
                     }
                     // After a fail-over transactions may be counted from elsewhere.
                     self.forget_mark();
@@ -189,7 +189,7 @@ impl Mover {
                 // One bad row must not hold up the others: each is tried alone.
                 Err(error) => {
                     let rows = taken.rows.len();
-                    tracing::warn!(%error, rows, "events from SQL are moved one by one");
+                    telemetry::statement_failed(&error, "events from SQL are moved one by one");
                     self.alone = rows;
                     return Ok(Batch::Next(after));
                 }

@@ -5,17 +5,17 @@
 //! else, and another does the work. Both are the work's own: it may take hours, and would take the
 //! places of others in the pool, and its session is set up for it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection};
+use sqlx::AssertSqlSafe;
 
-use super::{Store, StoreError, bounded, bounded_by};
+use super::{Store, StoreError, bounded, bounded_by, session::Session};
 
 /// The right to do something alone.
 pub(super) struct Alone {
-    guard: PgConnection,
+    guard: Session,
     /// Where it is done.
-    pub connection: PgConnection,
+    pub connection: Session,
 }
 
 impl Store {
@@ -27,8 +27,8 @@ impl Store {
         session: String,
     ) -> Result<Option<Alone>, StoreError> {
         bounded(async {
-            let options = self.pool.unbounded().connect_options();
-            let mut guard = options.connect().await?;
+            let connector = self.pool.connector();
+            let mut guard = Session::open(connector, Arc::default()).await?.without_repeats();
             sqlx::raw_sql("begin").execute(&mut guard).await?;
             let is_ours: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")
                 .bind(lock)
@@ -38,7 +38,7 @@ impl Store {
                 guard.close().await?;
                 return Ok(None);
             }
-            let mut connection = options.connect().await?;
+            let mut connection = Session::open(connector, Arc::default()).await?.without_repeats();
             sqlx::raw_sql(AssertSqlSafe(session)).execute(&mut connection).await?;
             Ok(Some(Alone { guard, connection }))
         })

@@ -1,7 +1,7 @@
 //! API keys: who may call, known by the hash of what they send.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{

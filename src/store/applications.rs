@@ -1,13 +1,14 @@
 //! Applications: the tenants.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
     changing::insert_key,
     idempotency::{Reservation, Standing, stand},
+    session::Session,
     subscription_changes::NewSigningKey,
 };
 use crate::domain::{ApplicationId, Uid};
@@ -272,7 +273,7 @@ impl Store {
 
 /// Has the payloads of an application dropped after so many days, or as the settings say.
 async fn keep_payloads(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     id: ApplicationId,
     kept: PayloadsKept,
 ) -> Result<(), StoreError> {

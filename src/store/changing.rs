@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Postgres, Transaction};
-
 use super::{
     StoreError,
     queue::{interval, micros},
+    session::{Session, Transaction},
     subscription_changes::{
         Changed, NewSigningKey, NewSubscription, SIGNING_KEYS_MAX, SUBSCRIPTIONS_MAX,
     },
@@ -21,7 +20,7 @@ use crate::domain::{
 /// A change under way: the application is taken until its end.
 pub(super) struct Change<'c> {
     /// What the change is made in; without a commit nothing of it is.
-    pub(super) transaction: Transaction<'c, Postgres>,
+    pub(super) transaction: Transaction<'c>,
     version: i64,
 }
 
@@ -42,7 +41,7 @@ pub(super) struct NextRevision<'a> {
 /// Takes an application for a change. `None` if there is no such application. Changes of one
 /// application wait for each other here.
 pub(super) async fn begin(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     application: ApplicationId,
 ) -> Result<Option<Change<'_>>, StoreError> {
     let mut transaction = connection.begin().await?;
@@ -376,7 +375,7 @@ impl Change<'_> {
 
 /// Inserts a key of a subscription, or of an application's explicit targets.
 pub(super) async fn insert_key(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     application: ApplicationId,
     subscription: Option<SubscriptionId>,
     key: &NewSigningKey,

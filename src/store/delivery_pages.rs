@@ -4,13 +4,14 @@
 //! page can so be short, or empty, and still have a next one.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
     deliveries::{DeliveryRow, IdRange, Source, push_event_type},
     history::{SCANNED_COLUMNS, time_bound},
+    session::Session,
 };
 use crate::domain::{
     ApplicationId, DeliveryId, DeliveryState, ErrorClass, EventId, SubscriptionId,
@@ -197,7 +198,7 @@ struct Span {
 }
 
 async fn span(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     source: Source,
     application: ApplicationId,
     filter: &DeliveryFilter,

@@ -4,13 +4,13 @@
 //! first, so that nothing waits for a payload that is gone. Deliveries that are being sent are left
 //! alone: their results come within the deadline of an exchange, and then it is tried again.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
     StoreError,
     deliveries::Ranges,
     ending::{from_parked, from_queue, taken_end, told, told_to_cms},
+    session::Session,
 };
 use crate::domain::EventId;
 
@@ -19,7 +19,7 @@ pub(super) const ROWS_MAX: i64 = 5_000;
 
 /// Has the statements of this transaction find rows by key, a look-up for each: the planner knows
 /// nothing of how many events it is about, and would rather read a month of attempts.
-pub(super) async fn by_key(connection: &mut PgConnection) -> Result<(), StoreError> {
+pub(super) async fn by_key(connection: &mut Session) -> Result<(), StoreError> {
     sqlx::query(
         "select set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)",
     )
@@ -66,7 +66,7 @@ pub(super) struct Whose<'a> {
 /// Drops the payloads of events. What waits to be sent dies as `expired`, as it would have when it came
 /// to be sent.
 pub(super) async fn drop_payloads(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     whose: Whose<'_>,
     events: &[EventId],
 ) -> Result<Erased, StoreError> {
@@ -77,7 +77,7 @@ pub(super) async fn drop_payloads(
 /// the headers and bodies of attempts, idempotency keys. What waits to be sent is cancelled. That they
 /// were, when, of which type, where they went and what came of it stays.
 pub(super) async fn erase(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     whose: Whose<'_>,
     events: &[EventId],
 ) -> Result<Erased, StoreError> {
@@ -103,7 +103,7 @@ pub(super) async fn erase(
 
 /// Ends what waits of events, as a statement says, and deletes their payloads.
 async fn end(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     statement: &'static str,
     whose: Whose<'_>,
     ranges: &Ranges,
@@ -123,10 +123,7 @@ async fn end(
 
 /// With them goes what was said of their targets: headers may be credentials, and without a payload
 /// nothing is sent again.
-async fn delete_payloads(
-    connection: &mut PgConnection,
-    ranges: &Ranges,
-) -> Result<i64, StoreError> {
+async fn delete_payloads(connection: &mut Session, ranges: &Ranges) -> Result<i64, StoreError> {
     sqlx::query(DELETE_TARGETS)
         .bind(&ranges.low)
         .bind(&ranges.high)

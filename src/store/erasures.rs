@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, FromRow, PgConnection, Postgres, QueryBuilder};
+use sqlx::{FromRow, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
@@ -16,6 +16,7 @@ use super::{
     idempotency::{Reservation, Standing, stand},
     jobs::{Jobs, above_all_at, one_at_a_time},
     queue::interval,
+    session::Session,
 };
 use crate::domain::{
     ApplicationId, ErasureId, EventId,
@@ -197,7 +198,7 @@ impl Store {
 }
 
 async fn step(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     row: &ErasureRow,
     cms: Option<&str>,
 ) -> Result<ErasureRow, StoreError> {
@@ -247,10 +248,7 @@ async fn step(
 }
 
 /// The next events: so many, with so many deliveries.
-async fn next_events(
-    connection: &mut PgConnection,
-    row: &ErasureRow,
-) -> Result<Vec<Uuid>, StoreError> {
+async fn next_events(connection: &mut Session, row: &ErasureRow) -> Result<Vec<Uuid>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new(
         "select event_id from (
              select event_id, delivery_count,

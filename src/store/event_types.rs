@@ -1,7 +1,7 @@
 //! The catalogue of event types, of the instance and of each application.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{

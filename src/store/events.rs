@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 
-use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    PLANS, Store, StoreError, bounded,
+    PLANS, Store, StoreError,
     dispatchers::DispatcherId,
     idempotency::{Reservation, Standing, reserve},
+    prompt,
+    session::Session,
     targets::{NewTargetSettings, insert_targets},
 };
 use crate::domain::{
@@ -89,7 +90,7 @@ impl Store {
     /// Without keys, and without targets that have settings of their own, it is one statement, and so
     /// one round trip and one commit.
     pub async fn store_events(&self, events: &[NewEvent<'_>]) -> Result<StoredBatch, StoreError> {
-        bounded(async {
+        prompt(&self.pace, async {
             let mut connection = self.pool.acquire().await?;
             if events.iter().all(is_one_statement) {
                 let all: Vec<_> = events.iter().collect();
@@ -127,7 +128,7 @@ impl Store {
 
     /// Which of these events are stored: asked after a commit whose answer was lost.
     pub async fn existing_events(&self, ids: &[EventId]) -> Result<HashSet<EventId>, StoreError> {
-        bounded(async {
+        prompt(&self.pace, async {
             let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
             // Every event has a payload, stored by the same statement, and that has the simpler key.
             let found: Vec<Uuid> =
@@ -153,7 +154,7 @@ fn is_one_statement(event: &NewEvent<'_>) -> bool {
 
 /// Takes the keys of a batch, and tells which events are new.
 async fn reserve_keys(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     events: &[NewEvent<'_>],
 ) -> Result<Vec<Stored>, StoreError> {
     let mut stored = vec![Stored::New; events.len()];
@@ -188,7 +189,7 @@ async fn reserve_keys(
 /// the version that its events were routed at, and then nothing was inserted. The comparison reads
 /// a plain snapshot: a change that commits later counts from the next event on.
 pub(super) async fn insert_events(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     events: &[&NewEvent<'_>],
 ) -> Result<bool, StoreError> {
     let mut versions: Vec<(Uuid, i64)> = events

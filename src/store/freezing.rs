@@ -8,11 +8,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 
 use super::{
     Store, StoreError, bounded,
     partitions::{DayState, TABLES, day_tables, start_of},
+    session::Session,
 };
 
 /// How long after its end a day is left alone: some of what it began is still tried again.
@@ -46,7 +46,7 @@ impl Store {
 }
 
 /// The days that are over and have something, most of which is not known to be visible to all.
-async fn days_over(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+async fn days_over(connection: &mut Session) -> Result<Vec<String>, StoreError> {
     let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *connection).await?;
     let mut names = Vec::new();
     for (table, _) in TABLES {

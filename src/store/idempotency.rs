@@ -1,9 +1,8 @@
 //! Idempotency keys: what a request that is sent again is answered with.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded};
+use super::{Store, StoreError, bounded, session::Session};
 
 /// How many hours the answer to an idempotency key is kept.
 pub const IDEMPOTENCY_HOURS: u32 = 24;
@@ -54,7 +53,7 @@ struct KeyRow {
 /// each stands, in the order given. No key may be there twice. The keys are kept if the caller's
 /// transaction commits.
 pub(super) async fn reserve(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     wanted: &[Reservation<'_>],
 ) -> Result<Vec<Standing>, StoreError> {
     let mut sorted: Vec<_> = wanted.iter().collect();
@@ -103,7 +102,7 @@ fn is_lock_timeout(error: &sqlx::Error) -> bool {
 
 /// How a request stands that may carry a key: without one it is new.
 pub(super) async fn stand(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     once: Option<Reservation<'_>>,
 ) -> Result<Standing, StoreError> {
     match once {

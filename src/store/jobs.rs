@@ -1,9 +1,9 @@
 //! Durable jobs of applications: what the rows of replays and of erasures have in common.
 
-use sqlx::{FromRow, PgConnection, Postgres, QueryBuilder, postgres::PgRow};
+use sqlx::{FromRow, Postgres, QueryBuilder, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded};
+use super::{Store, StoreError, bounded, session::Session};
 use crate::domain::{ApplicationId, ids::lower_bound};
 
 /// Ids of other processes may be ahead of this one's clock by so much. What was made after a job is left
@@ -71,7 +71,7 @@ impl Jobs {
 
 /// Waits until no other job of the application is being made, so that they are counted.
 pub(super) async fn one_at_a_time(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     application: ApplicationId,
 ) -> Result<(), StoreError> {
     sqlx::query("select from application where application_id = $1 for no key update")

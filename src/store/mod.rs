@@ -13,6 +13,7 @@ mod claim;
 pub mod cms_log;
 pub mod cms_looks;
 pub mod cms_subscriptions;
+pub mod connector;
 pub mod deliveries;
 pub mod delivery_pages;
 pub mod diagnosing;
@@ -38,6 +39,7 @@ pub mod partitions;
 pub mod payload_retention;
 mod pool;
 pub mod queue;
+pub mod readiness;
 mod record;
 pub mod replay_steps;
 pub mod replays;
@@ -47,16 +49,23 @@ pub mod routing_changes;
 pub mod runs;
 pub mod schema;
 mod sealing;
+mod session;
 pub mod statistics;
 pub mod subscription_changes;
 pub mod subscriptions;
 pub mod targets;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
-use sqlx::{PgPool, postgres::PgConnectOptions};
+use sqlx::PgPool;
 
-use self::{applications::ApplicationName, pool::Pool};
+use self::{applications::ApplicationName, connector::Connector, pool::Pool};
 
 /// Longer than any statement of ours takes on a healthy server; a connection that exceeds it is
 /// given up, since the network may have swallowed it.
@@ -69,10 +78,17 @@ const PLANS: usize = 6;
 /// How long it may take to find out whether the database serves: who asks is about to decide.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Deadline of the statements that accept, claim and record. Doubles with each one that exceeds it, up
+/// to [`STATEMENT_TIMEOUT`], so that a slow server is not asked in vain.
+const PROMPT_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
+    pace: Pace,
+    /// The pool of the tests, if they have asked for it.
+    test_pool: Arc<OnceLock<PgPool>>,
     /// The id or the uid of the application whose results the CMS is told of.
     cms: Option<Arc<str>>,
 }
@@ -171,9 +187,9 @@ const DATA_CLASSES: [&str; 4] = ["21", "22", "23", "54"];
 
 impl Store {
     /// A store over its own pool. Connects when first used.
-    pub fn connect_lazy(options: PgConnectOptions, connections_max: u32) -> Self {
-        let options = options.application_name("webhook-dispatcher");
-        Self { pool: Pool::connect_lazy(options, connections_max), cms: None }
+    pub fn connect_lazy(connector: impl Into<Connector>, connections_max: u32) -> Self {
+        let pool = Pool::new(connector.into(), connections_max);
+        Self { pool, pace: Pace::default(), test_pool: Arc::default(), cms: None }
     }
 
     /// The same store, which has the CMS told of what ends for this application.
@@ -191,9 +207,10 @@ impl Store {
         self.cms.as_deref()
     }
 
-    /// The pool, for the tests.
+    /// A pool of sqlx beside the store's own, for the tests.
     pub fn pool(&self) -> &PgPool {
-        self.pool.unbounded()
+        let connector = self.pool.connector();
+        self.test_pool.get_or_init(|| connector.test_pool(self.pool.sessions_max()))
     }
 
     /// Whether Postgres answers.
@@ -206,6 +223,34 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// The deadline of the statements that accept, claim and record.
+///
+/// Each of them may run again after it: events are looked up by their ids before they are stored
+/// again, and claims and results are fenced by the number of the claim.
+#[derive(Debug, Clone, Default)]
+struct Pace {
+    /// Deadlines exceeded in a row.
+    exceeded: Arc<AtomicU32>,
+}
+
+/// Runs a statement with the present deadline over it.
+async fn prompt<T>(
+    pace: &Pace,
+    statement: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let doublings = pace.exceeded.load(Ordering::Relaxed).min(3);
+    let timeout = (PROMPT_TIMEOUT * (1 << doublings)).min(STATEMENT_TIMEOUT);
+    let answered = bounded_by(timeout, statement).await;
+    match &answered {
+        Err(StoreError::TimedOut) => {
+            pace.exceeded.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(_) => pace.exceeded.store(0, Ordering::Relaxed),
+        Err(_) => {}
+    }
+    answered
 }
 
 /// Runs a statement with [`STATEMENT_TIMEOUT`] over it.

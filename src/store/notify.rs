@@ -1,11 +1,17 @@
 //! Wake-ups between processes. A notification is a hint: what it says is found by polling too.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgListener;
 
-use super::{Store, StoreError, bounded};
+use super::{Store, StoreError, bounded, bounded_by};
 
 /// The channel on which processes tell each other that something is due.
 const CHANNEL: &str = "webhook_dispatcher_due";
+
+/// Time without a notification after which the connection is checked, and the deadline of the check.
+const CHECK_INTERVAL: Duration = Duration::from_secs(20);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A connection that hears of work which other processes left in the queue.
 #[derive(Debug)]
@@ -28,7 +34,10 @@ impl Store {
     /// take a place in the pool for as long.
     pub async fn listen_due(&self) -> Result<DueListener, StoreError> {
         bounded(async {
-            let mut listener = PgListener::connect_with(&self.pool.apart()).await?;
+            let pool = self.pool.connector().listener_pool().await?;
+            let mut listener = PgListener::connect_with(&pool).await?;
+            // A new listener is made instead: notifications may be lost meanwhile.
+            listener.eager_reconnect(false);
             listener.listen(CHANNEL).await?;
             Ok(DueListener { listener })
         })
@@ -40,6 +49,14 @@ impl DueListener {
     /// Waits for the next notification; an error means that the connection is lost, and with it
     /// perhaps a notification.
     pub async fn heard(&mut self) -> Result<(), StoreError> {
-        self.listener.try_recv().await?.map(|_| ()).ok_or(StoreError::TimedOut)
+        loop {
+            let heard = tokio::time::timeout(CHECK_INTERVAL, self.listener.try_recv()).await;
+            if let Ok(heard) = heard {
+                return heard?.map(|_| ()).ok_or(StoreError::TimedOut);
+            }
+            // Nothing else would ever show that the network has swallowed the connection.
+            let check = sqlx::query("select 1").execute(&mut self.listener);
+            bounded_by(CHECK_TIMEOUT, async { Ok(check.await?) }).await?;
+        }
     }
 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sqlx::{Connection, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, bounded,
+    Pace, Store, StoreError, bounded,
     events::{NewEvent, insert_events},
-    pool::Lent,
+    pool::PooledSession,
+    prompt,
+    session::Transaction,
 };
 use crate::domain::{ApplicationId, EventId};
 
@@ -174,7 +175,7 @@ impl Store {
         mark: &Mark,
         earlier: Option<&Mark>,
     ) -> Result<Look, StoreError> {
-        bounded(async {
+        prompt(&self.pace, async {
             let look = format!(
                 "with behind as materialized ({BEHIND})
                  select snapshot::text as snapshot,
@@ -209,7 +210,7 @@ impl Store {
 
     /// Lends a connection to move with.
     pub async fn outbox(&self) -> Result<Outbox, StoreError> {
-        Ok(Outbox(self.pool.acquire().await?))
+        Ok(Outbox(self.pool.acquire().await?, self.pace.clone()))
     }
 
     /// Deletes up to `rows_max` refused events that were refused so long ago; tells how many.
@@ -234,17 +235,19 @@ impl Store {
 }
 
 /// A connection to move with.
-pub struct Outbox(Lent);
+pub struct Outbox(PooledSession, Pace);
 
 impl Outbox {
     /// Begins a batch. Dropped before its commit, it has moved nothing.
     pub async fn begin(&mut self) -> Result<Move<'_>, StoreError> {
-        bounded(async { Ok(Move(self.0.begin().await?)) }).await
+        let Self(session, pace) = self;
+        let pace = pace.clone();
+        prompt(&pace.clone(), async { Ok(Move(session.begin().await?, pace)) }).await
     }
 }
 
 /// A batch on its way.
-pub struct Move<'c>(Transaction<'c, Postgres>);
+pub struct Move<'c>(Transaction<'c>, Pace);
 
 impl Move<'_> {
     /// Takes the next rows behind a mark and a place. Rows that another process has locked, and those
@@ -256,7 +259,8 @@ impl Move<'_> {
         portion: Portion,
         passed_over: &[ApplicationId],
     ) -> Result<Taken, StoreError> {
-        bounded(async {
+        let pace = self.1.clone();
+        prompt(&pace, async {
             let take = format!(
                 "with behind as materialized ({BEHIND_OF_OTHERS}),
                  sized as materialized (
@@ -323,7 +327,8 @@ impl Move<'_> {
         rows: &[&OutboxRow],
         events: &[&NewEvent<'_>],
     ) -> Result<bool, StoreError> {
-        bounded(async {
+        let pace = self.1.clone();
+        prompt(&pace, async {
             if !insert_events(&mut self.0, events).await? {
                 return Ok(false);
             }
@@ -340,7 +345,8 @@ impl Move<'_> {
 
     /// Puts taken rows aside, each with the reason. Their idempotency keys are free again.
     pub async fn refuse(&mut self, rows: &[(&OutboxRow, String)]) -> Result<(), StoreError> {
-        bounded(async {
+        let pace = self.1.clone();
+        prompt(&pace, async {
             let places: Vec<&str> = rows.iter().map(|(row, _)| row.ctid.as_str()).collect();
             let ids: Vec<Uuid> = rows.iter().map(|(row, _)| row.place.event_id).collect();
             let reasons: Vec<&str> = rows.iter().map(|(_, reason)| reason.as_str()).collect();
@@ -374,6 +380,7 @@ impl Move<'_> {
 
     /// Commits. Where the answer is lost, the rows tell: they are there, or their events are.
     pub async fn commit(self) -> Result<(), StoreError> {
-        bounded(async { Ok(self.0.commit().await?) }).await
+        let Self(transaction, pace) = self;
+        prompt(&pace, async { Ok(transaction.commit().await?) }).await
     }
 }

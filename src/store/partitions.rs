@@ -8,10 +8,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, bounded_by};
+use super::{Store, StoreError, bounded, bounded_by, session::Session};
 use crate::domain::{EventId, ids};
 
 /// The partitioned tables, and whether each holds payloads.
@@ -143,7 +143,7 @@ impl Store {
 
 /// The tables of one partitioned table's days, oldest first, told by their names.
 pub(super) async fn day_tables(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     table: &str,
 ) -> Result<Vec<DayTable>, StoreError> {
     let rows: Vec<(String, bool, bool)> = sqlx::query_as(
@@ -177,7 +177,7 @@ pub(super) async fn day_tables(
 
 /// The days that may be dropped, each with its partitioned table.
 async fn past_days(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     retention: Retention,
 ) -> Result<Vec<(&'static str, DayTable)>, StoreError> {
     let (now, oldest_queued): (DateTime<Utc>, Option<Uuid>) = sqlx::query_as(
@@ -221,7 +221,7 @@ fn drop_statements(table: &str, one: &DayTable) -> Vec<String> {
 
 /// Makes one day, or attaches the table again that an interrupted drop has left of it.
 async fn make_partition(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     table: &str,
     day: NaiveDate,
     state: Option<DayState>,

@@ -2,7 +2,6 @@
 //! a transaction that moves a cursor past what it has looked at.
 
 use chrono::{DateTime, Utc};
-use sqlx::Connection;
 use uuid::Uuid;
 
 use super::{

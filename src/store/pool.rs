@@ -1,128 +1,213 @@
-//! The pool, with bounds that sqlx does not set.
+//! The pool of sessions.
 //!
-//! sqlx tests every connection that comes back, by a round trip that may take as long as the kernel
-//! keeps trying, some 15 minutes, and the connection's place is taken meanwhile: one that the
-//! network has swallowed would block a pool of one. No hook can prevent it, since `after_release`
-//! runs before that test and not instead of it. So whatever is lent here is given back under a
-//! deadline, beyond which it is closed and its place is free. That costs no further round trip.
+//! - The session that was used last is lent first, so that one of them stays warm.
+//! - A session that has been at rest for a second is checked before it is lent, by one round trip with
+//!   a deadline. A busy one costs none.
+//! - A session that comes back in the middle of something is cleaned in the background, with a
+//!   deadline; its place is taken meanwhile.
+//! - A lost session is closed and its place is free. The other sessions of the pool are then checked
+//!   or discarded before their next use (see [`Doubt`]).
 
 use std::{
     ops::{Deref, DerefMut},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
+use deadpool::managed::{self, Manager, Metrics, Object, PoolError, QueueMode, RecycleResult};
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream,
 };
 use sqlx::{
-    Describe, Either, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
+    Describe, Either, Error, Execute, Executor, Postgres, SqlStr,
+    postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 
-/// How long a caller waits for a connection. Longer than a return may take.
+use super::{
+    connector::Connector,
+    session::{Advice, Doubt, Session},
+};
+
+/// Maximum wait for a session. Longer than the return of one may take.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may take to come back before it is closed.
+/// Maximum time for the return of a session that was given up in the middle of something.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the end waits for the connections that are lent. Longer than a return may take.
+/// Maximum wait for the sessions that are lent when the pool is closed. Longer than a return may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time at rest after which a session is checked before it is lent, and the deadline of the check.
+const CHECK_AFTER: Duration = Duration::from_secs(1);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum age of a session: what its backend has cached does not grow for ever.
+const AGE_MAX: Duration = Duration::from_mins(30);
+/// Maximum time at rest of a session, and the time between two looks for such sessions.
+const REST_MAX: Duration = Duration::from_mins(10);
+const REAP_INTERVAL: Duration = Duration::from_mins(1);
+/// Time between two tries to open a session while the server takes no more of them.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+/// SQLSTATE of "too many connections": for the server, the database or the role.
+const TOO_MANY_CONNECTIONS: &str = "53300";
 
-/// What each connection begins with.
-const SESSION: &str = "set enable_seqscan = off; set jit = off; \
-                       set max_parallel_workers_per_gather = 0";
-
-/// A pool. Statements run on it as on sqlx' own.
+/// A pool. Statements run on it as on a connection of sqlx.
 #[derive(Debug, Clone)]
-pub(super) struct Pool(PgPool);
+pub(super) struct Pool {
+    sessions: managed::Pool<Sessions>,
+    reaper: Arc<Reaper>,
+}
+
+/// Opens the sessions of a pool, and decides which of them may be lent again.
+#[derive(Debug)]
+struct Sessions {
+    connector: Connector,
+    doubt: Arc<Doubt>,
+}
+
+/// The time of the last look for sessions that have been at rest for long.
+#[derive(Debug)]
+struct Reaper {
+    began: Instant,
+    /// In seconds since then.
+    looked_at: AtomicU64,
+}
+
+impl Manager for Sessions {
+    type Type = Session;
+    type Error = Error;
+
+    async fn create(&self) -> Result<Session, Error> {
+        Session::open(&self.connector, self.doubt.clone()).await
+    }
+
+    async fn recycle(&self, session: &mut Session, _: &Metrics) -> RecycleResult<Error> {
+        if session.age() > AGE_MAX {
+            return Err(managed::RecycleError::message("too old"));
+        }
+        let answered_at = session.answered_at();
+        match self.doubt.advice(answered_at) {
+            Advice::Discard => Err(managed::RecycleError::message("in doubt")),
+            Advice::Use if answered_at.elapsed() < CHECK_AFTER => Ok(()),
+            Advice::Use | Advice::Check => Ok(session.check(CHECK_TIMEOUT).await?),
+        }
+    }
+}
 
 impl Pool {
-    /// Connects when first used.
-    pub fn connect_lazy(options: PgConnectOptions, connections_max: u32) -> Self {
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(Duration::from_mins(10))
-            // A round trip before each statement would double the cost of the short ones. A broken
-            // connection shows at its first use, and every caller here can repeat.
-            .test_before_acquire(false)
-            // A plan that is made while a table has one page reads all of it, since that is cheaper
-            // then, and it is kept when the table has thousands. Look-ups by key are what is meant
-            // everywhere; what has no index is read as before, only that its cost looks enormous, and
-            // so worth a compilation of a tenth of a second, and workers that take 6 ms to begin.
-            // Nothing but speed depends on these, so a pooler that gives this session to others does
-            // no harm.
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    connection.execute(SESSION).await?;
-                    Ok(())
-                })
-            })
-            .connect_lazy_with(options);
-        Self(pool)
+    /// A pool of at most `sessions_max`. The first one is opened when it is needed.
+    pub fn new(connector: Connector, sessions_max: u32) -> Self {
+        let sessions = Sessions { connector, doubt: Arc::default() };
+        let sessions = managed::Pool::builder(sessions)
+            .max_size(sessions_max as usize)
+            .queue_mode(QueueMode::Lifo)
+            .build()
+            .expect("only time-outs need a runtime");
+        let reaper = Reaper { began: Instant::now(), looked_at: AtomicU64::new(0) };
+        Self { sessions, reaper: Arc::new(reaper) }
     }
 
-    /// sqlx' own pool, for what needs that very type. What it lends comes back without a bound.
-    pub fn unbounded(&self) -> &PgPool {
-        &self.0
+    /// The way to the database.
+    pub fn connector(&self) -> &Connector {
+        &self.sessions.manager().connector
     }
 
-    /// A pool for one connection that is kept for good, so that it takes no place here.
-    pub fn apart(&self) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .connect_lazy_with((*self.0.connect_options()).clone())
+    /// The maximum number of sessions.
+    pub fn sessions_max(&self) -> usize {
+        self.sessions.status().max_size
     }
 
-    /// Lends a connection.
-    pub async fn acquire(&self) -> Result<Lent, Error> {
-        Ok(Lent(self.0.acquire().await?))
+    /// Lends a session. While the server takes no more of them, it waits for one to come back.
+    pub async fn acquire(&self) -> Result<PooledSession, Error> {
+        self.reap();
+        let get = async {
+            loop {
+                match self.sessions.get().await {
+                    Ok(session) => return Ok(PooledSession(Some(session))),
+                    Err(PoolError::Backend(error)) if is_full(&error) && !self.is_empty() => {
+                        tokio::time::sleep(FULL_PAUSE).await;
+                    }
+                    Err(PoolError::Backend(error)) => return Err(error),
+                    Err(_) => return Err(Error::PoolClosed),
+                }
+            }
+        };
+        tokio::time::timeout(ACQUIRE_TIMEOUT, get).await.unwrap_or(Err(Error::PoolTimedOut))
     }
 
-    /// Closes every connection, after the statements under way, or without them if they hang.
+    /// Closes every session, after the statements under way, or without them if they hang.
     pub async fn close(&self) {
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.0.close()).await.is_err() {
+        self.sessions.close();
+        let ended = async {
+            while !self.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
             tracing::warn!("connections to the database were still in use at the end");
         }
     }
-}
 
-/// A connection on loan.
-pub(super) struct Lent(PoolConnection<Postgres>);
+    fn is_empty(&self) -> bool {
+        self.sessions.status().size == 0
+    }
 
-impl Deref for Lent {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        &self.0
+    /// Closes the sessions that have been at rest for long, once in a while.
+    fn reap(&self) {
+        let now = self.reaper.began.elapsed().as_secs();
+        let looked_at = self.reaper.looked_at.load(Ordering::Relaxed);
+        if now < looked_at + REAP_INTERVAL.as_secs() {
+            return;
+        }
+        self.reaper.looked_at.store(now, Ordering::Relaxed);
+        drop(self.sessions.retain(|session, _| session.answered_at().elapsed() < REST_MAX));
     }
 }
 
-impl DerefMut for Lent {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.0
+fn is_full(error: &Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.as_deref() == Some(TOO_MANY_CONNECTIONS)
+}
+
+/// A session on loan.
+pub(super) struct PooledSession(Option<Object<Sessions>>);
+
+impl Deref for PooledSession {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        self.0.as_ref().expect("there until it is dropped")
     }
 }
 
-impl Drop for Lent {
+impl DerefMut for PooledSession {
+    fn deref_mut(&mut self) -> &mut Session {
+        self.0.as_mut().expect("there until it is dropped")
+    }
+}
+
+impl Drop for PooledSession {
     fn drop(&mut self) {
-        // Taken out at once, so that sqlx' own `drop` finds nothing to give back.
-        let returned = self.0.return_to_pool();
-        // Tracked by nobody: whoever closes the pool waits for it, and nothing is lost with it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                // Dropping what hangs closes the connection and frees its place.
-                if tokio::time::timeout(RETURN_TIMEOUT, returned).await.is_err() {
-                    tracing::warn!("a connection to the database hangs; it was given up");
-                }
-            });
+        let Some(mut session) = self.0.take() else { return };
+        if session.is_lost() {
+            drop(Object::take(session));
+        } else if !session.is_clean() {
+            // Tracked by nobody: its end is awaited by whoever closes the pool, and nothing is lost
+            // with it.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move {
+                    if let Err(error) = session.check(RETURN_TIMEOUT).await {
+                        tracing::debug!(%error, "a session was given up and closed");
+                        drop(Object::take(session));
+                    }
+                });
+            } else {
+                drop(Object::take(session));
+            }
         }
     }
 }
 
-/// Reads all that a statement answers before any of it is handed on.
+/// Reads the whole answer to a statement before any of it is handed on.
 impl<'p> Executor<'p> for &'_ Pool {
     type Database = Postgres;
 
@@ -136,8 +221,8 @@ impl<'p> Executor<'p> for &'_ Pool {
     {
         let pool = self.clone();
         async move {
-            let mut connection = pool.acquire().await?;
-            let all: Vec<_> = connection.fetch_many(query).try_collect().await?;
+            let mut session = pool.acquire().await?;
+            let all: Vec<_> = session.fetch_many(query).try_collect().await?;
             Ok::<_, Error>(stream::iter(all.into_iter().map(Ok)))
         }
         .into_stream()

@@ -19,7 +19,9 @@ use uuid::Uuid;
 pub use super::claim::{
     AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
-use super::{PLANS, Store, StoreError, bounded, claim::LimitColumns, dispatchers::DispatcherId};
+use super::{
+    PLANS, Store, StoreError, bounded, claim::LimitColumns, dispatchers::DispatcherId, prompt,
+};
 use crate::domain::{
     ApplicationId, DeliveryId, EventId, LaneId, LaneLimit,
     pacing::{HORIZON, LaneQuota},
@@ -77,7 +79,7 @@ impl Store {
             plan.iter().map(|part| part.mark.unwrap_or_else(beginning_of_time)).collect();
         let taken_us: Vec<i64> = plan.iter().map(|part| micros(part.taken_until)).collect();
         let revisions: Vec<i32> = plan.iter().map(|part| part.limit_revision).collect();
-        bounded(async {
+        prompt(&self.pace, async {
             let mut rows: Vec<ClaimedRow> = sqlx::query_as(CLAIM_DUE)
                 .bind(lanes)
                 .bind(quotas)
@@ -111,7 +113,7 @@ impl Store {
 
     /// Reads payloads. An event whose payload is gone is missing from the answer.
     pub async fn payloads(&self, events: &[EventId]) -> Result<Vec<(EventId, Bytes)>, StoreError> {
-        bounded(async {
+        prompt(&self.pace, async {
             let ids: Vec<Uuid> = events.iter().map(|id| id.uuid()).collect();
             let rows: Vec<(Uuid, Vec<u8>)> = sqlx::query_as(
                 "select event_id, payload from event_payload where event_id = any($1)",
@@ -135,7 +137,7 @@ impl Store {
         after: Option<LaneId>,
         lanes_max: i64,
     ) -> Result<Vec<LaneHead>, StoreError> {
-        bounded(async {
+        prompt(&self.pace, async {
             Ok(sqlx::query_as(LANE_HEADS)
                 .bind(after.map_or(Uuid::nil(), LaneId::uuid))
                 .bind(lanes_max)
@@ -157,7 +159,7 @@ impl Store {
         let ids: Vec<Uuid> = lanes.iter().map(|(lane, _)| lane.uuid()).collect();
         let marks: Vec<DateTime<Utc>> =
             lanes.iter().map(|(_, mark)| mark.unwrap_or_else(beginning_of_time)).collect();
-        bounded(async {
+        prompt(&self.pace, async {
             Ok(sqlx::query_as(NEXT_DUE)
                 .bind(ids)
                 .bind(marks)

@@ -7,9 +7,10 @@ use uuid::Uuid;
 use chrono::{DateTime, Utc};
 
 use super::{
-    PLANS, Store, StoreError, bounded,
+    PLANS, Store, StoreError,
     dispatchers::DispatcherId,
     ending::{told, told_to_cms},
+    prompt,
     queue::{AttemptRecord, Finished, Next, Recorded},
 };
 use crate::domain::{DeliveryState, ErrorClass, Run};
@@ -60,7 +61,7 @@ impl Store {
             (false, Some(_)) => RECORD_FOR_CMS,
             (true, Some(_)) => RECORD_DEATHS_FOR_CMS,
         };
-        bounded(async {
+        prompt(&self.pace, async {
             let mut query = Columns::of(finished.iter().copied()).bind(sqlx::query_scalar(record));
             if let Some(cms) = self.cms() {
                 query = query.bind(cms);
@@ -73,7 +74,7 @@ impl Store {
 
     /// Keeps the attempts that the batch did not: those that counted are there already.
     async fn keep_late_attempts(&self, finished: &[Finished]) -> Result<(), StoreError> {
-        bounded(async {
+        prompt(&self.pace, async {
             let _: i64 = Columns::of(finished)
                 .bind(sqlx::query_scalar(KEEP_LATE))
                 .fetch_one(&self.pool)

@@ -5,7 +5,7 @@
 //! and however many processes make steps. When the next one may be made stands in the same row, so
 //! the rate holds for all of them together.
 
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     queue::interval,
     replays::{COLUMNS, ReplayFilter, ReplayRow},
     runs::{claims_passed_over, last_claim_of},
+    session::Session,
 };
 use crate::domain::{
     ApplicationId, LaneId, ReplayId,
@@ -137,7 +138,7 @@ impl Store {
 /// Takes a replay whose step is due, until the end of the transaction. That of a deleted application
 /// is cancelled.
 pub(super) async fn take(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     id: ReplayId,
 ) -> Result<Option<ReplayRow>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new("select ");

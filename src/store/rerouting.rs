@@ -1,13 +1,14 @@
 //! The steps of replays over events that reached nobody: read, routed by the caller, and stored in
 //! one transaction with how far the replay got.
 
-use sqlx::{Connection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
     replay_steps::{COUNTED_MAX, DUE_IN_LANE_MAX, push_next_step_at, take},
     replays::{ReplayFilter, ReplayRow},
+    session::Session,
 };
 use crate::domain::{ApplicationId, DeliveryId, EventId, SubscriptionId, TargetUrl};
 
@@ -268,7 +269,7 @@ fn push_filters(query: &mut QueryBuilder<Postgres>, filter: &ReplayFilter) {
 /// Inserts deliveries of those events that still have none, and tells how many; `None` if the
 /// application is not at the version that they were routed at.
 async fn store(
-    connection: &mut sqlx::PgConnection,
+    connection: &mut Session,
     application: ApplicationId,
     version: i64,
     deliveries: &[LateDelivery],

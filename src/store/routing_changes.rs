@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::{
     Store, StoreError, bounded,
+    session::Session,
     subscriptions::{SigningKeyRow, SubscriptionRow, current_subscriptions},
 };
 use crate::domain::ApplicationId;
@@ -136,7 +136,7 @@ impl Store {
 
 /// The subscriptions of these applications that have changed since these versions, and the keys.
 async fn changed(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     ids: &[Uuid],
     versions: &[i64],
 ) -> Result<Changed, StoreError> {

@@ -1,6 +1,6 @@
 //! The schema: the requirements that a database must meet, and the migrations.
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 
 use super::{Store, StoreError};
 
@@ -35,10 +35,12 @@ impl Store {
     /// database that does not meet the requirements.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
         let unchecked = |error: sqlx::Error| MigrateError::Unchecked(error.into());
-        let mut connection = self.pool.acquire().await.map_err(unchecked)?;
+        // Its own: locks of migrations belong to a session, which is closed at the end.
+        let mut connection = self.pool.connector().connect().await.map_err(unchecked)?;
         check_encoding(&mut connection).await?;
-        sqlx::migrate!().run(&mut *connection).await.map_err(MigrateError::Failed)?;
-        warn_of_open_schema(&mut connection).await.map_err(unchecked)
+        sqlx::migrate!().run(&mut connection).await.map_err(MigrateError::Failed)?;
+        warn_of_open_schema(&mut connection).await.map_err(unchecked)?;
+        connection.close().await.map_err(unchecked)
     }
 }
 

@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
-use sqlx::{Connection, FromRow, PgConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, queue::interval};
+use super::{Store, StoreError, bounded, queue::interval, session::Session};
 use crate::domain::{
     ApplicationId, LaneId, SubscriptionId,
     statistics::{Counts, Durations},
@@ -228,7 +228,7 @@ fn hours_of(minutes: &[PeriodOfLane]) -> Vec<PeriodOfLane> {
 
 /// Adds to rows of one of the tables; they are in the order of its key.
 async fn add(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     statement: &'static str,
     periods: &[PeriodOfLane],
 ) -> Result<(), StoreError> {

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, events::NewEvent};
+use super::{Store, StoreError, bounded, events::NewEvent, session::Session};
 use crate::domain::{
     DeliveryId, KeyName,
     sealing::SealingKeys,
@@ -99,7 +98,7 @@ impl TargetColumns {
 
 /// Inserts the settings of the targets of these events, if they have any.
 pub(super) async fn insert_targets(
-    connection: &mut PgConnection,
+    connection: &mut Session,
     events: &[&NewEvent<'_>],
 ) -> Result<(), StoreError> {
     let targets = events.iter().flat_map(|event| &event.deliveries);

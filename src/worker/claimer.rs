@@ -83,7 +83,7 @@ pub async fn run(shared: Arc<Shared>, store: Store) {
                 ROUND_PAUSE
             }
             Err(error) => {
-                tracing::warn!(%error, "claiming waits for the database");
+                telemetry::statement_failed(&error, "claiming waits for the database");
                 // Jitter, so that a fleet does not come back as one.
                 let pause = claimer.outage_pause.mul_f64(rand::random_range(0.5..1.5));
                 claimer.outage_pause = (claimer.outage_pause * 2).min(OUTAGE_PAUSE.1);
@@ -147,7 +147,10 @@ impl Claimer {
         if self.next_reconciliation <= Instant::now() {
             let began = Instant::now();
             if let Err(error) = self.reconcile(owner).await {
-                tracing::warn!(%error, "what is owned could not be compared with what is known");
+                telemetry::statement_failed(
+                    &error,
+                    "what is owned could not be compared with what is known",
+                );
                 self.uncompared = Pages::DONE;
             }
             let is_done = self.uncompared.is_empty();

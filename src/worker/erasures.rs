@@ -28,7 +28,7 @@ pub async fn run(shared: Arc<Shared>) {
 async fn erasures(shared: &Shared) {
     loop {
         if let Err(error) = look(shared).await {
-            tracing::warn!(%error, "erasures stand still for now");
+            crate::telemetry::statement_failed(&error, "erasures stand still for now");
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -57,7 +57,10 @@ async fn look(shared: &Shared) -> Result<(), StoreError> {
 async fn retention(shared: &Shared) {
     loop {
         if let Err(error) = round(shared).await {
-            tracing::warn!(%error, "payloads that are kept for less time were not dropped");
+            crate::telemetry::statement_failed(
+                &error,
+                "payloads that are kept for less time were not dropped",
+            );
         }
         tokio::time::sleep(RETENTION_INTERVAL).await;
     }

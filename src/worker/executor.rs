@@ -171,7 +171,7 @@ async fn disable_gone(shared: &Shared, application: ApplicationId, subscription:
         match disable(shared, application, subscription, DisabledBecause::Gone).await {
             Ok(()) => return,
             Err(error) => {
-                tracing::warn!(%error, subscription = %subscription.id, "not disabled yet");
+                telemetry::statement_failed(&error, "not disabled yet");
                 tokio::time::sleep(super::OUTAGE_PAUSE).await;
             }
         }

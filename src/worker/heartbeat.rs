@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use crate::{
     domain::pacing::Members,
-    store::{StoreError, dispatchers::DispatcherId},
+    store::{Store, StoreError, dispatchers::DispatcherId},
 };
 
 /// The time between two heartbeats.
@@ -31,13 +31,18 @@ const JOINED_AFTER: Duration = FENCED_AFTER;
 const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
 
 /// Beats until it is told to stop.
-pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: CancellationToken) {
+pub async fn run(
+    shared: Arc<Shared>,
+    store: Store,
+    mut owner: DispatcherId,
+    stop: CancellationToken,
+) {
     let mut last_beat = Instant::now();
     let mut joined = last_beat;
     let mut is_fenced = false;
     while !stop.is_cancelled() {
         let (began, before) = (Instant::now(), SystemTime::now());
-        let beat = timeout(BEAT_TIMEOUT, shared.store.beat(owner)).await;
+        let beat = timeout(BEAT_TIMEOUT, store.beat(owner)).await;
         match beat {
             Ok(Ok(beat)) if beat.is_registered => {
                 shared.clock.sample(beat.database_time, before, SystemTime::now());
@@ -64,7 +69,7 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
             }
             Ok(Ok(_)) => {
                 shared.steady_beats.store(0, Ordering::Relaxed);
-                if let Some(new) = reborn(&shared, owner).await {
+                if let Some(new) = reborn(&shared, &store, owner).await {
                     (owner, last_beat, joined) = (new, began, Instant::now());
                 }
             }
@@ -86,13 +91,13 @@ pub async fn run(shared: Arc<Shared>, mut owner: DispatcherId, stop: Cancellatio
 
 /// This process was taken for dead. What it held is with others: it forgets all that has not
 /// begun, and goes on under a new id. Results of what is under way will be late, and kept as such.
-async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
+async fn reborn(shared: &Shared, store: &Store, old: DispatcherId) -> Option<DispatcherId> {
     tracing::warn!(dispatcher = old.get(), "taken for dead by another process");
     shared.handover.clear_owner();
     let lost = shared.handover.lanes().drain_queued();
     shared.handover.forget_all(lost.into_iter().map(|claim| (claim.delivery_id, claim.token)));
     let began = Instant::now();
-    let registered = timeout(BEAT_TIMEOUT, shared.store.register_dispatcher()).await;
+    let registered = timeout(BEAT_TIMEOUT, store.register_dispatcher()).await;
     match registered.unwrap_or(Err(StoreError::TimedOut)) {
         Ok(new) => {
             tracing::info!(dispatcher = new.get(), "registered again");
@@ -103,7 +108,7 @@ async fn reborn(shared: &Shared, old: DispatcherId) -> Option<DispatcherId> {
             Some(new)
         }
         Err(error) => {
-            tracing::warn!(%error, "could not register again yet");
+            crate::telemetry::statement_failed(&error, "could not register again yet");
             None
         }
     }

@@ -64,7 +64,9 @@ async fn freeze_days(shared: &Shared) {
     loop {
         match shared.store.freeze_days().await {
             Ok(frozen) => frozen.iter().for_each(|name| tracing::info!(name, "day frozen")),
-            Err(error) => tracing::warn!(%error, "days that are over were not all frozen"),
+            Err(error) => {
+                telemetry::statement_failed(&error, "days that are over were not all frozen")
+            }
         }
         tokio::time::sleep(PARTITIONS_INTERVAL).await;
     }
@@ -78,31 +80,42 @@ async fn rounds(shared: &Shared) {
             match partitions(shared).await {
                 Ok(()) => partitions_at = Instant::now() + PARTITIONS_INTERVAL,
                 // Tried again at the next round: a lock was not to be had, or Postgres is away.
-                Err(error) => tracing::warn!(%error, "partitions were not looked after"),
+                Err(error) => {
+                    telemetry::statement_failed(&error, "partitions were not looked after")
+                }
             }
         }
         if let Err(error) = forget_keys(shared).await {
-            tracing::warn!(%error, "old idempotency keys were not deleted");
+            telemetry::statement_failed(&error, "old idempotency keys were not deleted");
         }
         if let Err(error) = forget_statistics(shared).await {
-            tracing::warn!(%error, "old statistics were not deleted");
+            telemetry::statement_failed(&error, "old statistics were not deleted");
         }
         if let Err(error) = forget_health(shared).await {
-            tracing::warn!(%error, "how lanes fared long ago was not forgotten");
+            telemetry::statement_failed(&error, "how lanes fared long ago was not forgotten");
         }
         if let Err(error) = forget_refused(shared).await {
-            tracing::warn!(%error, "what was refused from SQL long ago was not deleted");
+            telemetry::statement_failed(
+                &error,
+                "what was refused from SQL long ago was not deleted",
+            );
         }
         if let Err(error) = forget_cms_log(shared).await {
-            tracing::warn!(%error, "what the CMS was to be told of long ago was not deleted");
+            telemetry::statement_failed(
+                &error,
+                "what the CMS was to be told of long ago was not deleted",
+            );
         }
         if let Err(error) = drain(shared).await {
-            tracing::warn!(%error, "what waits for deleted or disabled subscriptions still waits");
+            telemetry::statement_failed(
+                &error,
+                "what waits for deleted or disabled subscriptions still waits",
+            );
         }
         if reseal_at <= Instant::now() {
             match reseal(shared).await {
                 Ok(()) => reseal_at = Instant::now() + RESEAL_INTERVAL,
-                Err(error) => tracing::warn!(%error, "secrets were not sealed anew"),
+                Err(error) => telemetry::statement_failed(&error, "secrets were not sealed anew"),
             }
         }
         shared.handover.lanes().forget_idle(Instant::now());

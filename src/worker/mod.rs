@@ -98,6 +98,8 @@ pub struct Stores {
     /// The claimer's own, for the same reason: on any of the others' connections a claim would be the
     /// first one of its backend for a while, and take ten times as long.
     pub claimer: Store,
+    /// The heartbeat's own: it must not wait for statements that hang.
+    pub heartbeat: Store,
     /// Everybody else's.
     pub others: Store,
 }
@@ -161,11 +163,12 @@ impl Worker {
         settings: WorkerSettings,
         failed: &CancellationToken,
     ) -> Result<Self, StoreError> {
-        let Stores { recorder: recorder_store, claimer: claimer_store, others: store } = stores;
+        let Stores { recorder: recorder_store, claimer: claimer_store, heartbeat, others: store } =
+            stores;
         recorder_store.prepare_to_record().await?;
         claimer_store.prepare_to_claim().await?;
         let began = Instant::now();
-        let owner = store.register_dispatcher().await?;
+        let owner = heartbeat.register_dispatcher().await?;
         tracing::info!(dispatcher = owner.get(), "registered");
         handover.set_members(Members::joining());
         handover.confirm_owner(owner, began + FENCED_AFTER);
@@ -210,7 +213,7 @@ impl Worker {
         // These two outlive `stop`, each with an end of its own; they are joined in `finish`.
         let keepers = TaskTracker::new();
         let heartbeat_stop = CancellationToken::new();
-        let beating = heartbeat::run(shared.clone(), owner, heartbeat_stop.clone());
+        let beating = heartbeat::run(shared.clone(), heartbeat, owner, heartbeat_stop.clone());
         let heartbeat = keepers.spawn(watched("heartbeat", beating, &heartbeat_stop, failed));
         let recorder_give_up = CancellationToken::new();
         let recording = recorder::run(
@@ -276,7 +279,9 @@ impl Worker {
         };
         match timeout(FLUSH_TIMEOUT, leaving).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "others will find this process dead"),
+            Ok(Err(error)) => {
+                crate::telemetry::statement_failed(&error, "others will find this process dead")
+            }
             Err(_) => tracing::warn!("left in the register; others will find this process dead"),
         }
     }
@@ -334,7 +339,10 @@ async fn release_all(store: &Store, claims: &[(DeliveryId, ClaimToken)], when: R
         match store.release(chunk, when).await {
             Ok(released) => tracing::debug!(released, "claims given back"),
             Err(error) => {
-                tracing::warn!(%error, "claims not given back; they return with the lease's end");
+                crate::telemetry::statement_failed(
+                    &error,
+                    "claims not given back; they return with the lease's end",
+                );
                 return;
             }
         }

@@ -43,12 +43,18 @@ async fn sweeps(shared: &Shared) {
     let (mut cursor, mut expiry_at) = (None, Instant::now());
     loop {
         if let Err(error) = sweep(shared, &mut cursor).await {
-            tracing::warn!(%error, "parked deliveries stay where they are for now");
+            crate::telemetry::statement_failed(
+                &error,
+                "parked deliveries stay where they are for now",
+            );
         }
         if expiry_at <= Instant::now() {
             match expire(shared).await {
                 Ok(()) => expiry_at = Instant::now() + EXPIRY_INTERVAL,
-                Err(error) => tracing::warn!(%error, "parked deliveries were not looked through"),
+                Err(error) => crate::telemetry::statement_failed(
+                    &error,
+                    "parked deliveries were not looked through",
+                ),
             }
         }
         tokio::time::sleep(SWEEP_INTERVAL).await;

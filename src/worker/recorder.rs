@@ -81,7 +81,7 @@ async fn write(store: &Store, batch: &[Finished]) -> bool {
                 return true;
             }
             Err(error) if error.is_outage() => {
-                tracing::warn!(%error, results = batch.len(), "results wait for the database");
+                telemetry::statement_failed(&error, "results wait for the database");
                 tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
                 pause = (pause * 2).min(OUTAGE_PAUSE.1);
             }

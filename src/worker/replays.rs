@@ -44,7 +44,7 @@ async fn looks(shared: &Shared) {
         let is_busy = match look(shared).await {
             Ok(is_busy) => is_busy,
             Err(error) => {
-                tracing::warn!(%error, "replays stand still for now");
+                telemetry::statement_failed(&error, "replays stand still for now");
                 false
             }
         };
@@ -56,7 +56,7 @@ async fn forgetting(shared: &Shared) {
     let kept_for = shared.settings.retention.history;
     loop {
         if let Err(error) = shared.store.forget_replays(kept_for, FORGOTTEN_PER_LOOK).await {
-            tracing::warn!(%error, "old replays were not forgotten");
+            telemetry::statement_failed(&error, "old replays were not forgotten");
         }
         tokio::time::sleep(FORGET_INTERVAL).await;
     }

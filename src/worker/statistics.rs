@@ -113,7 +113,7 @@ impl Statistics {
             minutes.push(PeriodOfLane { lane, begins_at: minute, counts: entry.counts });
         }
         if let Err(error) = store.add_statistics(&mut minutes).await {
-            tracing::warn!(%error, "statistics were not written");
+            crate::telemetry::statement_failed(&error, "statistics were not written");
             // What the database refuses as such, it would refuse again.
             if error.is_outage() {
                 self.waiting().put_back(minutes);

@@ -111,7 +111,10 @@ impl Sweeper {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "deliveries of dead processes could not be looked for");
+                crate::telemetry::statement_failed(
+                    &error,
+                    "deliveries of dead processes could not be looked for",
+                );
                 self.tell();
                 // Should only this part fail, the others must not wait for it; the next look tries again.
                 self.pages.skip();

@@ -319,7 +319,7 @@ async fn what_is_known_of_many_applications_is_read_together() {
     let unprepared: Vec<&str> = unprepared.map(|(_, uid)| &**uid).collect();
     assert_eq!(unprepared, ["tenant-7"], "but for the large one");
     // Connections tell of their statements when they end, and seldom before.
-    store.pool().close().await;
+    store.close().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let told = statements().await - before;
     assert!(told < i64::from(APPLICATIONS) / 2, "{told}");
@@ -344,7 +344,7 @@ async fn what_is_accepted_is_sent_without_reading_its_application_again() {
     let (ingest, batcher) = Batcher::new(database.store(), intake);
     TaskTracker::new().spawn(batcher.run());
     let closed = database.store();
-    closed.pool().close().await;
+    closed.close().await;
     let target = TargetUrl::parse("http://127.0.0.1:9/").unwrap();
     let submit = async || ingest.submit(stored::submission(&target)).await.unwrap();
     submit().await;

@@ -14,6 +14,7 @@ mod budgets;
 mod by_hand;
 mod commands;
 mod database_access;
+mod database_failures;
 mod delivery;
 mod dispatch;
 mod documents;

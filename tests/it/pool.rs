@@ -25,7 +25,7 @@ use crate::support::TestDatabase;
 const MOMENT: Duration = Duration::from_millis(300);
 
 /// Passes bytes on to Postgres, until it swallows those of the connections that are open then.
-struct Network {
+pub struct Network {
     address: SocketAddr,
     /// How many connections were opened.
     opened: Arc<AtomicUsize>,
@@ -34,7 +34,8 @@ struct Network {
 }
 
 impl Network {
-    async fn before(database: &TestDatabase) -> (Self, Store) {
+    /// A network before a database, and the way through it.
+    pub async fn before(database: &TestDatabase) -> (Self, PgConnectOptions) {
         let socket = database.options.get_socket().expect("the cluster listens on a socket");
         let socket = socket.join(format!(".s.PGSQL.{}", database.options.get_port()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -49,10 +50,11 @@ impl Network {
             .username(database.options.get_username())
             .database(&database.name)
             .ssl_mode(PgSslMode::Disable);
-        (Self { address, opened, swallowed }, Store::connect_lazy(options, 1))
+        (Self { address, opened, swallowed }, options)
     }
 
-    fn swallow(&self) {
+    /// Swallows what the connections that are open now carry, in both directions.
+    pub fn swallow(&self) {
         self.swallowed.send(self.opened.load(Ordering::SeqCst)).unwrap();
     }
 }
@@ -99,7 +101,8 @@ async fn pump(
 #[tokio::test]
 async fn a_swallowed_connection_gives_its_place_back() {
     let database = TestDatabase::new().await;
-    let (network, store) = Network::before(&database).await;
+    let (network, options) = Network::before(&database).await;
+    let store = Store::connect_lazy(options, 1);
     store.ping().await.unwrap();
     network.swallow();
     // Given up in the middle, as its time-out does after half a minute.
@@ -112,7 +115,8 @@ async fn a_swallowed_connection_gives_its_place_back() {
 #[tokio::test]
 async fn a_given_up_transaction_gives_its_place_back() {
     let database = TestDatabase::new().await;
-    let (network, store) = Network::before(&database).await;
+    let (network, options) = Network::before(&database).await;
+    let store = Store::connect_lazy(options, 1);
     store.ping().await.unwrap();
     network.swallow();
     assert!(tokio::time::timeout(MOMENT, store.make_partitions()).await.is_err());
@@ -122,7 +126,8 @@ async fn a_given_up_transaction_gives_its_place_back() {
 #[tokio::test]
 async fn the_end_does_not_wait_for_a_swallowed_connection() {
     let database = TestDatabase::new().await;
-    let (network, store) = Network::before(&database).await;
+    let (network, options) = Network::before(&database).await;
+    let store = Store::connect_lazy(options, 1);
     store.ping().await.unwrap();
     network.swallow();
     let end = async {
@@ -143,7 +148,8 @@ async fn the_end_does_not_wait_for_a_swallowed_connection() {
 #[tokio::test]
 async fn ordinary_statements_share_one_connection() {
     let database = TestDatabase::new().await;
-    let (network, store) = Network::before(&database).await;
+    let (network, options) = Network::before(&database).await;
+    let store = Store::connect_lazy(options, 1);
     for _ in 0..20 {
         store.ping().await.unwrap();
     }

@@ -336,6 +336,10 @@ async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
         (arrived.contains(&before) && arrived.contains(&after)).then_some(())
     })
     .await;
+    let output = service.output();
+    let of_outage = |line: &&str| line.contains("database_unavailable");
+    let warnings = output.lines().filter(of_outage).filter(|line| line.contains("WARN")).count();
+    assert!((1..=2).contains(&warnings), "{output}");
     drop(service);
     postgres.stop().await.unwrap();
 }

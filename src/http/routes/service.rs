@@ -6,9 +6,11 @@ use serde_json::json;
 use crate::{
     domain::Permission,
     http::{
+        ApiError,
         health::{self, Health},
         openapi::{Operation, Tag},
     },
+    store::readiness::Unready,
 };
 
 pub fn operations() -> Vec<Operation> {
@@ -20,11 +22,7 @@ pub fn operations() -> Vec<Operation> {
     let ready = Operation::get("/readyz", health::ready)
         .named("getReadiness", "The process can do its work")
         .answers::<Health>(StatusCode::OK, "It can", well)
-        .answers::<Health>(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "The database cannot be reached",
-            json!({"ok": false}),
-        );
+        .fails([ApiError::NotReady(Unready::ReadOnly)]);
     let metrics = Operation::get("/metrics", health::metrics)
         .named("getMetrics", "Shows figures for Prometheus")
         .of(Tag::Service, Permission::Administer)

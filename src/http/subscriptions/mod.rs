@@ -288,7 +288,10 @@ pub async fn delete(
     }
     // The rest of a long backlog is cancelled by and by.
     if let Err(error) = state.store.cancel_waiting(row.id(), AT_ONCE_MAX).await {
-        tracing::warn!(%error, "what waits for a deleted subscription is cancelled later");
+        crate::telemetry::statement_failed(
+            &error,
+            "what waits for a deleted subscription is cancelled later",
+        );
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -345,7 +348,10 @@ fn stamped(after: SettingsRow, before: Option<&SettingsRow>, now: DateTime<Utc>)
 /// parked by and by.
 async fn park_first(state: &ApiState, id: SubscriptionId) {
     if let Err(error) = state.store.park_waiting(id, AT_ONCE_MAX).await {
-        tracing::warn!(%error, "what waits for a disabled subscription is parked later");
+        crate::telemetry::statement_failed(
+            &error,
+            "what waits for a disabled subscription is parked later",
+        );
     }
 }
 
