@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::Context;
-use sqlx::postgres::PgConnectOptions;
 use tokio::{
     net::TcpListener,
     runtime::{Handle, Runtime},
@@ -30,7 +29,7 @@ use crate::{
     http::{self, ApiState, BatchRoom, DispatchesUnderWay, Known, Limit, Targets},
     ingest::{Batcher, Catalogue, Handover, Intake, Mover, Routes},
     sealing,
-    store::Store,
+    store::{Store, connector::Connector},
     telemetry,
     worker::{Stores, Worker, WorkerSettings, tell_others, watched},
 };
@@ -90,14 +89,14 @@ impl App {
     ) -> anyhow::Result<Option<Self>> {
         // The data folder first: a second service on it has the same address by default, and the
         // folder is what it must be told about.
-        let Some((options, embedded)) = database(&config.database, stop).await? else {
+        let Some((connector, embedded)) = database(&config.database, stop).await? else {
             return Ok(None);
         };
         let data_dir = embedded.as_ref().map(|embedded| embedded.data_dir().to_owned());
         let started = tokio::select! {
             biased;
             () = stop.cancelled() => Ok(None),
-            started = Self::start(config, options, data_dir.as_deref()) => started.map(Some),
+            started = Self::start(config, connector, data_dir.as_deref()) => started.map(Some),
         };
         match (started, embedded) {
             (Ok(Some(app)), embedded) => Ok(Some(Self { embedded, ..app })),
@@ -113,16 +112,16 @@ impl App {
     /// `data_dir` is that of the private Postgres, locked.
     async fn start(
         config: Config,
-        options: PgConnectOptions,
+        connector: Connector,
         data_dir: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(config.bind)
             .await
             .with_context(|| format!("BIND: {} cannot be listened on", config.bind))?;
-        let store = Store::connect_lazy(options.clone(), API_CONNECTIONS_MAX);
+        let store = Store::connect_lazy(connector.clone(), API_CONNECTIONS_MAX);
         let store = telling(store, config.cms.as_deref());
-        let ingest_store = Store::connect_lazy(options.clone(), 1);
-        let outbox_store = Store::connect_lazy(options.clone(), 1);
+        let ingest_store = Store::connect_lazy(connector.clone(), 1);
+        let outbox_store = Store::connect_lazy(connector.clone(), 1);
         let clock = Clock::default();
         wait_for_database(&store, &clock).await?;
         store.migrate().await?;
@@ -154,17 +153,17 @@ impl App {
         let failed = CancellationToken::new();
         let cms = config.cms.clone().filter(|_| config.role != Role::Api);
         let cms = cms.map(|settings| {
-            let store = Store::connect_lazy(options.clone(), CMS_CONNECTIONS_MAX);
+            let store = Store::connect_lazy(connector.clone(), CMS_CONNECTIONS_MAX);
             let cms = Cms::new(*settings, store).map(Box::new);
             cms.context("PAYLOAD_URL (are CA certificates installed?)")
         });
         let cms = cms.transpose()?;
-        let kept = kept::subscriptions(&config, &options, &sealing_keys, &clock)?;
+        let kept = kept::subscriptions(&config, &connector, &sealing_keys, &clock)?;
         let worker = match config.role {
             Role::Api => None,
             Role::All | Role::Worker => {
                 let desk = (handover.clone(), routes.clone());
-                Some(start_worker(&config, options, &clock, desk, &failed).await?)
+                Some(start_worker(&config, connector, &clock, desk, &failed).await?)
             }
         };
         Ok(Self {
@@ -312,7 +311,7 @@ impl App {
 /// flood of requests leaves the senders their threads, and slow receivers leave accepting its own.
 async fn start_worker(
     config: &Config,
-    options: PgConnectOptions,
+    connector: Connector,
     clock: &Clock,
     desk: (Arc<Handover>, Arc<Routes>),
     failed: &CancellationToken,
@@ -348,11 +347,11 @@ async fn start_worker(
         .spawn(async move {
             let client = Client::new(client, &Resolver::new(&dns_servers))?;
             let stores = Stores {
-                recorder: telling(Store::connect_lazy(options.clone(), 1), cms.as_deref()),
-                claimer: Store::connect_lazy(options.clone(), 1),
-                heartbeat: Store::connect_lazy(options.clone(), 1),
+                recorder: telling(Store::connect_lazy(connector.clone(), 1), cms.as_deref()),
+                claimer: Store::connect_lazy(connector.clone(), 1),
+                heartbeat: Store::connect_lazy(connector.clone(), 1),
                 others: telling(
-                    Store::connect_lazy(options, WORKER_CONNECTIONS_MAX),
+                    Store::connect_lazy(connector, WORKER_CONNECTIONS_MAX),
                     cms.as_deref(),
                 ),
             };

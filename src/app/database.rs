@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Clock,
     config::Database,
     embedded_postgres::{self, EmbeddedPostgres, EmbeddedPostgresError},
-    store::{Store, StoreError},
+    store::{Store, StoreError, connector::Connector},
     telemetry,
 };
 
@@ -21,9 +20,9 @@ const DATABASE_WAIT: Duration = Duration::from_secs(30);
 pub(super) async fn database(
     database: &Database,
     stop: &CancellationToken,
-) -> anyhow::Result<Option<(PgConnectOptions, Option<EmbeddedPostgres>)>> {
+) -> anyhow::Result<Option<(Connector, Option<EmbeddedPostgres>)>> {
     match database {
-        Database::External(options) => Ok(Some((options.as_ref().clone(), None))),
+        Database::External(access) => Ok(Some((access.as_ref().clone().into(), None))),
         Database::Private { data_dir, path } => {
             let options = embedded_postgres::Options {
                 data_dir: data_dir.clone(),
@@ -31,7 +30,7 @@ pub(super) async fn database(
                 extra_settings: Vec::new(),
             };
             match EmbeddedPostgres::start_until(options, stop).await {
-                Ok(embedded) => Ok(Some((embedded.connect_options(), Some(embedded)))),
+                Ok(embedded) => Ok(Some((embedded.connect_options().into(), Some(embedded)))),
                 Err(EmbeddedPostgresError::Cancelled) => Ok(None),
                 Err(error) => {
                     let error = anyhow::Error::from(error);
@@ -53,7 +52,9 @@ pub(super) async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::R
                 clock.sample(time, before, SystemTime::now());
                 return Ok(());
             }
-            Err(error) if error.is_outage() && Instant::now() < give_up_at => {
+            Err(error)
+                if error.is_outage() && !error.is_of_pooler() && Instant::now() < give_up_at =>
+            {
                 telemetry::statement_failed(&error, "waiting for the database");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }

@@ -1,7 +1,6 @@
 //! Subscriptions that the CMS keeps: what reads them, and the tasks that do.
 
 use anyhow::Context;
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -15,7 +14,7 @@ use crate::{
     config::{Config, Role},
     domain::sealing::SealingKeys,
     http::{CmsLink, DocumentChecks, SubscriptionBounds},
-    store::Store,
+    store::{Store, connector::Connector},
     worker::watched,
 };
 
@@ -31,7 +30,7 @@ pub fn subscription_bounds(config: &Config) -> SubscriptionBounds {
 /// Reads the subscriptions that the CMS keeps, if it keeps any.
 pub fn subscriptions(
     config: &Config,
-    options: &PgConnectOptions,
+    connector: &Connector,
     sealing: &SealingKeys,
     clock: &Clock,
 ) -> anyhow::Result<Option<Subscriptions>> {
@@ -42,7 +41,8 @@ pub fn subscriptions(
         sealing: sealing.clone(),
         clock: clock.clone(),
     };
-    let store = telling(Store::connect_lazy(options.clone(), CMS_CONNECTIONS_MAX), Some(settings));
+    let store =
+        telling(Store::connect_lazy(connector.clone(), CMS_CONNECTIONS_MAX), Some(settings));
     Ok(Subscriptions::of(settings, client, checks, store))
 }
 

@@ -3,16 +3,14 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
     time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
-use sqlx::postgres::PgConnectOptions;
 
 use super::{
+    database::Database,
     dns,
     encryption::{self, MAKE_KEY},
     secrets::Secrets,
@@ -48,20 +46,6 @@ const DISPATCH_WAIT_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=300.0;
 /// What marks a secret as base64, and how many bytes it then has, as Standard Webhooks says.
 const SECRET_PREFIX: &str = "whsec_";
 const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-
-/// Where the database is.
-#[derive(Debug, Clone)]
-pub enum Database {
-    /// Elsewhere.
-    External(Box<PgConnectOptions>),
-    /// Started by us, with its data in this folder.
-    Private {
-        /// `DATA_DIR`.
-        data_dir: PathBuf,
-        /// `PATH`, to find the binaries.
-        path: Option<std::ffi::OsString>,
-    },
-}
 
 /// The settings, checked.
 #[derive(Debug, Clone)]
@@ -173,6 +157,12 @@ pub enum ConfigError {
          half of the service would have nothing to share with this one"
     )]
     Alone(&'static str),
+    /// A pooler, and no way around it.
+    #[error(
+        "DATABASE_URL is the address of a pooler (`pgbouncer=true`), so DATABASE_DIRECT_URL must be \
+         set to the address of Postgres itself: migrations and LISTEN need a session of their own"
+    )]
+    PoolerAlone,
     /// No key for secrets that are kept elsewhere.
     #[error(
         "ENCRYPTION_KEY must be set where DATABASE_URL is: it seals the secrets in that database. \
@@ -228,11 +218,11 @@ impl Settings {
     /// Checks the settings as a whole.
     pub fn check(&self) -> Result<Config, ConfigError> {
         let bind = self.bind()?;
-        let database_url = self.database_url();
+        let has_database_url = self.has_database_url();
         let secrets = self.secrets()?;
         secrets.check_strength()?;
         let key = secrets.admin_api_key.as_deref();
-        let is_local_default = database_url.is_none() && key.is_none() && bind.ip().is_loopback();
+        let is_local_default = !has_database_url && key.is_none() && bind.ip().is_loopback();
         let addresses = self.addresses(is_local_default)?;
         let retry = self.retry()?;
         let http_timeout = self.http_timeout()?;
@@ -248,9 +238,12 @@ impl Settings {
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
         let retention = self.retention(delivery_age_max)?;
         let (signing_keys, suspicious_keys) = signing_keys(&secrets)?;
+        let database = self.database()?;
+        let mut warnings = warnings(&secrets, &suspicious_keys);
+        warnings.extend(self.database_warnings(&database));
         Ok(Config {
-            database: self.database()?,
-            encryption: encryption(&secrets, database_url.is_some())?,
+            database,
+            encryption: encryption(&secrets, has_database_url)?,
             bind,
             role: self.role,
             access: self.access(bind, key)?,
@@ -285,7 +278,7 @@ impl Settings {
             cms: self.cms(secrets.payload_api_key.as_deref())?.map(Box::new),
             cms_log_age_max: self.cms_log_age_max(retention.history)?,
             shutdown_grace: self.shutdown_grace.duration(),
-            warnings: warnings(&secrets, &suspicious_keys),
+            warnings,
         })
     }
 
@@ -303,39 +296,6 @@ impl Settings {
             }
             None => Ok(DEFAULT_BIND),
         }
-    }
-
-    fn database_url(&self) -> Option<&str> {
-        set(self.database_url.as_ref().map(|url| url.0.as_str()))
-    }
-
-    /// Where the database is. Looks at nothing else, for commands that need nothing else.
-    pub fn database(&self) -> Result<Database, ConfigError> {
-        if let Some(url) = self.database_url() {
-            // The parser takes any scheme, and its message may quote the URL with a password.
-            let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
-            let options = PgConnectOptions::from_str(url).ok().filter(|_| is_postgres);
-            let options = options.ok_or_else(|| {
-                bad("DATABASE_URL", "must look like postgres://user:password@host:5432/database")
-            })?;
-            return Ok(Database::External(Box::new(options)));
-        }
-        match self.role {
-            Role::All => {}
-            Role::Api => return Err(ConfigError::Alone("api")),
-            Role::Worker => return Err(ConfigError::Alone("worker")),
-        }
-        let around = &self.surroundings;
-        let data_dir = match &self.data_dir {
-            Some(data_dir) if !data_dir.as_os_str().is_empty() => data_dir.clone(),
-            _ => crate::embedded_postgres::default_data_dir(
-                around.home.as_deref(),
-                around.xdg_data_home.as_deref(),
-                rustix::process::geteuid().is_root(),
-            )
-            .ok_or(ConfigError::NoDataDir)?,
-        };
-        Ok(Database::Private { data_dir, path: around.path.clone() })
     }
 
     fn access(&self, bind: SocketAddr, key: Option<&str>) -> Result<Access, ConfigError> {

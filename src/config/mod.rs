@@ -4,6 +4,7 @@
 mod check;
 mod clients;
 mod cms;
+mod database;
 mod dns;
 mod encryption;
 mod instance;
@@ -12,6 +13,7 @@ mod secrets;
 mod settings;
 mod signing;
 
-pub use check::{Config, ConfigError, Database};
+pub use check::{Config, ConfigError};
+pub use database::Database;
 pub use instance::Instance;
 pub use settings::{Days, Hidden, NoDuration, Role, Seconds, Settings, Surroundings};

@@ -12,10 +12,20 @@ pub(super) const DEFAULT_SECRET: &str = "change-me-in-production";
 /// The settings as they are given. Each is a flag and an environment variable.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// Connection string of Postgres. Without it a private Postgres is started from the installed
-    /// binaries.
+    /// Connection string of Postgres, with one host or several. Without it a private Postgres is
+    /// started from the installed binaries.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<Hidden>,
+    /// File that holds DATABASE_URL; read again for each new connection.
+    #[arg(long, env = "DATABASE_URL_FILE")]
+    pub database_url_file: Option<PathBuf>,
+    /// Connection string of Postgres itself, where DATABASE_URL is that of a pooler in transaction
+    /// mode; for migrations, LISTEN and maintenance.
+    #[arg(long, env = "DATABASE_DIRECT_URL", hide_env_values = true)]
+    pub database_direct_url: Option<Hidden>,
+    /// File that holds DATABASE_DIRECT_URL; read again for each new connection.
+    #[arg(long, env = "DATABASE_DIRECT_URL_FILE")]
+    pub database_direct_url_file: Option<PathBuf>,
     /// Where the private Postgres keeps its data [default: the user's data folder;
     /// /var/lib/webhook-dispatcher for root].
     #[arg(long, env = "DATA_DIR")]

@@ -27,7 +27,7 @@ impl Store {
         session: String,
     ) -> Result<Option<Alone>, StoreError> {
         bounded(async {
-            let connector = self.pool.connector();
+            let connector = &self.pool.connector().direct();
             let mut guard = Session::open(connector, Arc::default()).await?.without_repeats();
             sqlx::raw_sql("begin").execute(&mut guard).await?;
             let is_ours: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")

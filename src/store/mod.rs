@@ -2,8 +2,9 @@
 //!
 //! Read [`queue`] first: it holds the protocol that keeps the promise. No statement here stays open
 //! across an HTTP exchange, and none depends on the state of a session, so a pooler in transaction
-//! mode may stand between. The one exception is said in [`partitions`].
+//! mode may stand between (see [`connector`]). Exceptions: migrations, [`notify`], [`partitions`].
 
+pub mod address;
 mod alone;
 pub mod api_keys;
 pub mod applications;
@@ -50,6 +51,7 @@ pub mod runs;
 pub mod schema;
 mod sealing;
 mod session;
+mod statement;
 pub mod statistics;
 pub mod subscription_changes;
 pub mod subscriptions;
@@ -65,7 +67,11 @@ use std::{
 
 use sqlx::PgPool;
 
-use self::{applications::ApplicationName, connector::Connector, pool::Pool};
+use self::{
+    applications::ApplicationName,
+    connector::{Connector, PoolerBetween},
+    pool::Pool,
+};
 
 /// Longer than any statement of ours takes on a healthy server; a connection that exceeds it is
 /// given up, since the network may have swallowed it.
@@ -100,6 +106,12 @@ pub enum StoreError {
     /// Whether the statement took effect is unknown.
     #[error("the database does not serve: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// A pooler in transaction mode is in between, and the settings do not say so.
+    #[error(
+        "it is the address of a pooler in transaction mode; set DATABASE_DIRECT_URL to the address of \
+         Postgres itself: {0}"
+    )]
+    Pooled(#[source] sqlx::Error),
     /// No answer in time. Whether the statement took effect is unknown.
     #[error("the database did not answer in time")]
     TimedOut,
@@ -138,7 +150,12 @@ impl StoreError {
 
     /// Whether the statement may have taken effect all the same, and should be tried again.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::TimedOut | Self::KeyHeld)
+        matches!(self, Self::Unavailable(_) | Self::Pooled(_) | Self::TimedOut | Self::KeyHeld)
+    }
+
+    /// Whether another setting is needed, because of a pooler.
+    pub fn is_of_pooler(&self) -> bool {
+        matches!(self, Self::Pooled(_))
     }
 
     /// Whether some of a batch are to blame, and the others may go without them.
@@ -157,6 +174,9 @@ impl From<sqlx::Error> for StoreError {
                 | sqlx::Error::Encode(_)
                 | sqlx::Error::RowNotFound
                 | sqlx::Error::TypeNotFound { .. } => Self::Refused(error),
+                sqlx::Error::Configuration(cause) if cause.is::<PoolerBetween>() => {
+                    Self::Pooled(sqlx::Error::Configuration(cause))
+                }
                 // Input and output, TLS, protocol, a closed or exhausted pool.
                 _ => Self::Unavailable(error),
             };
@@ -166,6 +186,7 @@ impl From<sqlx::Error> for StoreError {
             Some(name) => Self::Constraint { name: name.to_owned() },
             // Partition routing failed; no constraint is named.
             None if code == "23514" => Self::NoPartition,
+            None if POOLED_CODES.contains(&code.as_ref()) => Self::Pooled(error),
             None if DATA_CLASSES.iter().any(|class| code.starts_with(class)) => {
                 Self::Refused(error)
             }
@@ -173,6 +194,10 @@ impl From<sqlx::Error> for StoreError {
         }
     }
 }
+
+/// SQLSTATEs of a prepared statement that is unknown, or known already: the session is another one
+/// than the one that prepared it.
+const POOLED_CODES: [&str; 2] = ["26000", "42P05"];
 
 /// The classes of SQLSTATE that blame the values of a statement, which somebody then gives up: 21
 /// rows of one statement that collide, 22 data, 23 integrity, 54 a limit that they exceed.

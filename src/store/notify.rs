@@ -34,7 +34,7 @@ impl Store {
     /// take a place in the pool for as long.
     pub async fn listen_due(&self) -> Result<DueListener, StoreError> {
         bounded(async {
-            let pool = self.pool.connector().listener_pool().await?;
+            let pool = self.pool.connector().direct().listener_pool().await?;
             let mut listener = PgListener::connect_with(&pool).await?;
             // A new listener is made instead: notifications may be lost meanwhile.
             listener.eager_reconnect(false);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     Store, StoreError, bounded_by,
+    connector::is_read_only,
     pool::PooledSession,
     session::{has_timed_out, is_of_library},
 };
@@ -88,6 +89,9 @@ fn reason(error: &StoreError) -> Unready {
     let (StoreError::Unavailable(error) | StoreError::Refused(error)) = error else {
         return Unready::TooSlow;
     };
+    if is_read_only(error) {
+        return Unready::ReadOnly;
+    }
     let sqlx::Error::Database(refusal) = error else {
         let is_slow = has_timed_out(error) || matches!(error, sqlx::Error::PoolTimedOut);
         return if is_slow { Unready::TooSlow } else { Unready::Unreachable };

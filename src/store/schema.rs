@@ -22,6 +22,15 @@ pub enum MigrateError {
         /// Its encoding, as Postgres spells it.
         encoding: String,
     },
+    /// A pooler in transaction mode, where a session is needed.
+    #[error(
+        "{variable} is the address of a pooler in transaction mode, and migrations and LISTEN need \
+         sessions of their own: set DATABASE_DIRECT_URL to the address of Postgres itself"
+    )]
+    Pooled {
+        /// The setting with the address.
+        variable: &'static str,
+    },
     /// The requirements could not be checked.
     #[error("the database could not be checked: {0}")]
     Unchecked(#[source] StoreError),
@@ -34,9 +43,17 @@ impl Store {
     /// Brings the schema up to date. Safe from several processes at once. Nothing is changed in a
     /// database that does not meet the requirements.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        let unchecked = |error: sqlx::Error| MigrateError::Unchecked(error.into());
+        let is_pooled = self.pool.connector().is_pooled();
+        let unchecked = |error: sqlx::Error| match StoreError::from(error) {
+            StoreError::Pooled(_) if is_pooled => {
+                MigrateError::Pooled { variable: "DATABASE_DIRECT_URL" }
+            }
+            StoreError::Pooled(_) => MigrateError::Pooled { variable: "DATABASE_URL" },
+            error => MigrateError::Unchecked(error),
+        };
         // Its own: locks of migrations belong to a session, which is closed at the end.
-        let mut connection = self.pool.connector().connect().await.map_err(unchecked)?;
+        let connector = self.pool.connector().direct();
+        let mut connection = connector.connect().await.map_err(unchecked)?;
         check_encoding(&mut connection).await?;
         sqlx::migrate!().run(&mut connection).await.map_err(MigrateError::Failed)?;
         warn_of_open_schema(&mut connection).await.map_err(unchecked)?;

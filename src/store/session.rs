@@ -16,15 +16,15 @@ use futures_util::{
     FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream,
 };
 use sqlx::{
-    Connection, Describe, Either, Error, Execute, Executor, PgConnection, Postgres, SqlSafeStr,
-    SqlStr,
-    error::BoxDynError,
-    postgres::{
-        PgArguments, PgDatabaseError, PgQueryResult, PgRow, PgSeverity, PgStatement, PgTypeInfo,
-    },
+    AssertSqlSafe, Connection, Describe, Either, Error, Execute, Executor, PgConnection, Postgres,
+    SqlSafeStr, SqlStr,
+    postgres::{PgDatabaseError, PgQueryResult, PgRow, PgSeverity, PgStatement, PgTypeInfo},
 };
 
-use super::connector::Connector;
+use super::{
+    connector::{Connector, SESSION_LOCAL},
+    statement::Statement,
+};
 
 /// Time since the last answer after which a copy of each statement is kept, to repeat it. A busier
 /// session keeps copies of reads only: its writes are large, and their callers can repeat them.
@@ -154,7 +154,12 @@ impl Session {
 
     /// Begins a transaction with a statement of its own.
     pub async fn begin_with(&mut self, begin: &'static str) -> Result<Transaction<'_>, Error> {
-        self.run(Statement { begins: true, ..Statement::plain(begin) }).await?;
+        let sql = if self.connector.is_pooled() {
+            AssertSqlSafe(format!("{begin}; {SESSION_LOCAL}")).into_sql_str()
+        } else {
+            begin.into_sql_str()
+        };
+        self.run(Statement { begins: true, sql, ..Statement::plain("begin") }).await?;
         Ok(Transaction(self))
     }
 
@@ -201,11 +206,45 @@ impl Session {
             _ => {}
         }
         self.is_used = true;
+        if self.connector.is_pooled() {
+            return self.send_through_pooler(statement).await;
+        }
         let answer = self.connection.fetch_many(statement).try_collect().await?;
         if begins {
             self.state = State::InTransaction;
         }
         Ok(answer)
+    }
+
+    /// Sends a statement through a pooler in transaction mode.
+    ///
+    /// A statement with arguments takes two round trips, one to parse it and one to run it, which
+    /// reach the same session in a transaction only. Nothing is prepared under a name: the session is
+    /// another client's after the transaction, and keeps such names.
+    async fn send_through_pooler(&mut self, statement: Statement) -> Result<Answer, Error> {
+        let begins = statement.begins;
+        let is_alone = self.state == State::Idle && statement.arguments.is_some();
+        let statement = Statement { is_persistent: false, ..statement };
+        if is_alone {
+            self.state = State::RollbackDue;
+            let begin = AssertSqlSafe(format!("begin; {SESSION_LOCAL}"));
+            self.connection.execute(begin).await?;
+        }
+        let answer: Result<Answer, Error> =
+            self.connection.fetch_many(statement).try_collect().await;
+        if is_alone {
+            let end = if answer.is_ok() { "commit" } else { "rollback" };
+            match self.connection.execute(end).await {
+                Ok(_) => self.state = State::Idle,
+                Err(error) if answer.is_ok() => return Err(error),
+                // Rolled back before anything else runs, unless the session has ended.
+                Err(_) => {}
+            }
+        }
+        if begins && answer.is_ok() {
+            self.state = State::InTransaction;
+        }
+        answer
     }
 
     /// Notes an answer that was waited for.
@@ -327,55 +366,6 @@ impl Doubt {
 }
 
 type Answer = Vec<Either<PgQueryResult, PgRow>>;
-
-/// A statement that can be copied.
-#[derive(Clone)]
-struct Statement {
-    sql: SqlStr,
-    /// `None`: without a plan that is kept.
-    arguments: Option<PgArguments>,
-    is_persistent: bool,
-    begins: bool,
-}
-
-impl Statement {
-    fn plain(sql: &'static str) -> Self {
-        Self { sql: sql.into_sql_str(), arguments: None, is_persistent: false, begins: false }
-    }
-
-    fn new<'q>(mut query: impl Execute<'q, Postgres>) -> Result<Self, Error> {
-        Ok(Self {
-            arguments: query.take_arguments().map_err(Error::Encode)?,
-            is_persistent: query.persistent(),
-            sql: query.sql(),
-            begins: false,
-        })
-    }
-
-    /// Whether it changes nothing that outlives its session. Queries that write begin with another
-    /// word than `select`.
-    fn is_harmless(&self) -> bool {
-        self.begins || self.sql.as_str().trim_start().starts_with("select")
-    }
-}
-
-impl Execute<'_, Postgres> for Statement {
-    fn sql(self) -> SqlStr {
-        self.sql
-    }
-
-    fn statement(&self) -> Option<&PgStatement> {
-        None
-    }
-
-    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
-        Ok(self.arguments.take())
-    }
-
-    fn persistent(&self) -> bool {
-        self.is_persistent
-    }
-}
 
 /// An error, by what it says about its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

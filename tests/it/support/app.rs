@@ -170,7 +170,7 @@ pub fn config(database: &TestDatabase, flags: &[&str]) -> Config {
         arguments.push(flag);
     }
     let mut config = Flags::parse_from(arguments).settings.check().unwrap();
-    config.database = Database::External(Box::new(database.options.clone()));
+    config.database = Database::External(Box::new(database.options.clone().into()));
     config
 }
 

@@ -2,12 +2,13 @@
 //! a database of its own for each test, copied from a migrated template.
 
 use std::{
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::{ChildStdin, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::OnceCell;
 use webhook_dispatcher::{
     embedded_postgres::{EmbeddedPostgres, Options},
@@ -112,6 +113,53 @@ async fn start() -> Cluster {
     store.make_partitions().await.unwrap();
     store.close().await;
     Cluster { postgres, _alive: alive }
+}
+
+/// A Postgres of one test, beside the cluster of all tests.
+pub struct TestServer {
+    pub postgres: EmbeddedPostgres,
+    _alive: ChildStdin,
+}
+
+impl TestServer {
+    /// Starts one, with more settings.
+    pub async fn start(name: &str, settings: &[(&str, &str)]) -> Self {
+        let process = std::process::id();
+        let data_dir = std::env::temp_dir().join(format!("webhook-dispatcher-{name}-{process}"));
+        let settings = [("fsync", "off"), ("full_page_writes", "off")].iter().chain(settings);
+        let postgres = EmbeddedPostgres::start(Options {
+            data_dir: data_dir.clone(),
+            path: std::env::var_os("PATH"),
+            extra_settings: settings.map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        })
+        .await
+        .expect("Postgres must be installed to run these tests");
+        Self { postgres, _alive: stop_with_this_process(&data_dir) }
+    }
+
+    /// A session of the administrator.
+    pub async fn admin(&self) -> PgConnection {
+        self.postgres.connect_options().database("postgres").connect().await.unwrap()
+    }
+
+    /// A new database without a schema.
+    pub async fn database(&self, name: &str) -> TestDatabase {
+        let create = format!("create database {name}");
+        let mut admin = self.admin().await;
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut admin).await.unwrap();
+        let options = self.postgres.connect_options().database(name);
+        TestDatabase { options, name: name.to_owned() }
+    }
+
+    /// Writes a file into the folder of the cluster, for nobody but its account.
+    pub fn write(&self, file: &str, text: &[u8]) {
+        let folder = self.postgres.data_dir().join("postgres");
+        let path = folder.join(file);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let owner = std::fs::metadata(folder).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
 }
 
 /// Statics are not dropped at exit, and a panic or `kill -9` runs nothing at all. A shell that waits

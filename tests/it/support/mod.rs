@@ -13,5 +13,5 @@ pub mod tls;
 pub mod tools;
 
 pub use app::{TestApp, config, eventually};
-pub use cluster::TestDatabase;
+pub use cluster::{TestDatabase, TestServer};
 pub use receiver::{Answer, Received, Receiver};
