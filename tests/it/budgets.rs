@@ -61,7 +61,7 @@ async fn long_checks_delay_neither_probes_nor_other_applications() {
     let (_, other_key) = tenant(&app, "other", "manager").await;
     assert_eq!(checked_type(&app, &heavy_key, HEAVY).await.0, 201);
     assert_eq!(checked_type(&app, &other_key, "^[a-z]+$").await.0, 201);
-    let heavy = json!({"type": "a.checked", "payload": {"text": heavy_text(120_000)}});
+    let heavy = json!({"type": "a.checked", "payload": {"text": heavy_text(80_000)}});
     let publish = || app.call("POST", "/events", Some(&heavy_key), Some(&heavy));
     let mut under_way = Box::pin(join_all((0..6).map(|_| publish())));
     let others = Box::pin(async {
@@ -135,7 +135,7 @@ async fn long_checks_of_events_from_sql_are_passed_by_others() {
             .unwrap();
         ids
     };
-    let heavy = publish(&heavy_id, &heavy_text(120_000), 6).await;
+    let heavy = publish(&heavy_id, &heavy_text(80_000), 6).await;
     let others = publish(&other_id, "abc", 3).await;
     let is_moved = async |key: &str, id: &str| {
         app.call("GET", &format!("/events/{id}"), Some(key), None).await.0 == 200

@@ -3,10 +3,8 @@
 
 use std::collections::HashMap;
 
-use tokio::{
-    task::JoinHandle,
-    time::{Duration, Instant},
-};
+use tokio::time::{Duration, Instant};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{CatalogueError, Fit};
 use crate::domain::{ApplicationId, EventId};
@@ -23,12 +21,15 @@ type Answer = Result<Fit, CatalogueError>;
 
 /// Pending checks, by the event that they are for.
 #[derive(Default)]
-pub(super) struct PendingChecks(HashMap<EventId, Pending>);
+pub(super) struct PendingChecks {
+    checks: HashMap<EventId, Pending>,
+    tasks: TaskTracker,
+}
 
 struct Pending {
     application: ApplicationId,
     begun_at: Instant,
-    check: JoinHandle<Answer>,
+    check: AbortOnDropHandle<Answer>,
 }
 
 impl PendingChecks {
@@ -43,23 +44,24 @@ impl PendingChecks {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
-        if let Some(pending) = self.0.get(&event) {
+        if let Some(pending) = self.checks.get(&event) {
             if !pending.check.is_finished() {
                 return None;
             }
-            let pending = self.0.remove(&event)?;
+            let pending = self.checks.remove(&event)?;
             return Some(result(pending.check.await));
         }
-        let of_application = self.0.values().filter(|one| one.application == application).count();
-        if of_application >= PENDING_PER_APPLICATION_MAX || self.0.len() >= PENDING_MAX {
+        let of_application =
+            self.checks.values().filter(|one| one.application == application).count();
+        if of_application >= PENDING_PER_APPLICATION_MAX || self.checks.len() >= PENDING_MAX {
             return None;
         }
-        let mut check = tokio::spawn(check());
+        let mut check = AbortOnDropHandle::new(self.tasks.spawn(check()));
         match tokio::time::timeout_at(wait_until, &mut check).await {
             Ok(answer) => Some(result(answer)),
             Err(_) => {
                 let begun_at = Instant::now();
-                self.0.insert(event, Pending { application, begun_at, check });
+                self.checks.insert(event, Pending { application, begun_at, check });
                 None
             }
         }
@@ -67,13 +69,14 @@ impl PendingChecks {
 
     /// Applications of which nothing is taken: checks of theirs are under way, and none has ended.
     pub(super) fn applications(&mut self) -> Vec<ApplicationId> {
-        self.0.retain(|_, one| !one.check.is_finished() || one.begun_at.elapsed() < RESULT_KEPT);
-        let mut applications: Vec<_> = self.0.values().map(|one| one.application).collect();
+        self.checks
+            .retain(|_, one| !one.check.is_finished() || one.begun_at.elapsed() < RESULT_KEPT);
+        let mut applications: Vec<_> = self.checks.values().map(|one| one.application).collect();
         applications.sort_unstable();
         applications.dedup();
         let has_result = |application: &ApplicationId| {
-            let of_it = self.0.values().filter(|one| one.application == *application);
-            of_it.into_iter().any(|one| one.check.is_finished())
+            let mut of_it = self.checks.values().filter(|one| one.application == *application);
+            of_it.any(|one| one.check.is_finished())
         };
         applications.retain(|application| !has_result(application));
         applications
@@ -133,8 +136,8 @@ mod tests {
                 pending.fit(event(number), application(1), Instant::now(), long).await.is_none()
             );
         }
-        assert_eq!(pending.0.len(), PENDING_PER_APPLICATION_MAX);
-        for one in pending.0.values() {
+        assert_eq!(pending.checks.len(), PENDING_PER_APPLICATION_MAX);
+        for one in pending.checks.values() {
             one.check.abort();
         }
     }
