@@ -20,7 +20,7 @@ use url::form_urlencoded;
 /// Maximum number of hosts of an address.
 const HOSTS_MAX: usize = 16;
 /// Time to connect to one host and to log in: where there is one, and where others can be tried.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(2);
 /// Bounds of `connect_timeout`, in seconds. The lower one is libpq's.
 const CONNECT_SECONDS: std::ops::RangeInclusive<u64> = 2..=60;

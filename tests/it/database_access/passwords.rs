@@ -64,7 +64,7 @@ async fn password_that_changed_in_a_file_is_used_at_the_next_connect() {
             (post(&service, &target).await.0 == 202).then_some(())
         })
         .await;
-        assert_eq!(readiness(&service).await.0, 200);
+        eventually("ready", async || (readiness(&service).await.0 == 200).then_some(())).await;
         let log = service.output();
         assert!(!log.contains("rotating:one") && !log.contains("rotating:two"), "{log}");
     }

@@ -132,6 +132,7 @@ async fn service_works_through_a_pooler_in_transaction_mode() {
         ("ENCRYPTION_KEY", ENCRYPTION_KEY),
         ("ALLOWED_TARGET_CIDRS", "127.0.0.0/8"),
         ("BACKOFF_BASE_SECONDS", "0.1"),
+        ("BREAKER_FAILURES", "0"),
     ];
     let (one, two) = (free_port().await, free_port().await);
     let (one, two) =
