@@ -11,7 +11,9 @@ use metrics::{
     gauge, histogram,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 use crate::{
     domain::{DeliveryState, ErrorClass},
@@ -70,12 +72,26 @@ pub enum LogFormat {
 
 /// What is logged of others unless somebody asks for more: of MCP no slip of a client's.
 const QUIET: &str = "rmcp=error";
+/// Libraries that log whole messages, payloads and credentials included, below warnings. Whatever
+/// RUST_LOG says, these lines are not written.
+const TALKATIVE: [&str; 1] = ["rmcp"];
+
+/// Whether a log line may be written at all.
+fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
+    let is_of = |library: &&str| {
+        metadata
+            .target()
+            .strip_prefix(*library)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    *metadata.level() <= tracing::Level::WARN || !TALKATIVE.iter().any(|library| is_of(&library))
+}
 
 /// Sends log lines to the standard error. `filter` is a directive list of `tracing`. A second call
 /// in the same process changes nothing.
 pub fn start_logging(filter: &str, format: LogFormat) {
     let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{filter}"));
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(may_be_logged));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let _ = match format {

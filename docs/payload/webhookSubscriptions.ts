@@ -47,7 +47,9 @@ export const webhookSubscriptions: CollectionConfig = {
       name: 'secret',
       type: 'text',
       access: { read: theDispatcher },
-      admin: { description: 'Signs what is sent: 16 to 256 characters. Made by the dispatcher if empty.' },
+      admin: {
+        description: 'Signs what is sent: whsec_… (recommended), or 8 to 256 characters. Made by the dispatcher if empty.',
+      },
     },
     {
       type: 'collapsible',

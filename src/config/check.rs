@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 
 use super::{
@@ -23,7 +22,7 @@ use crate::{
         RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, pacing::Breaker,
         retry::RetryPolicyError, sealing::SealingKeys, signature::SigningKeys,
     },
-    http::{Access, AdminKey, ClientBounds, DispatchBounds},
+    http::{Access, AdminKey, ClientBounds, DispatchBounds, HostNames},
     store::partitions::Retention,
     worker::Keys,
 };
@@ -43,9 +42,6 @@ const WORKER_POLL_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=60.0;
 /// The bounds of `DISPATCH_INLINE_MAX`, and of `DISPATCH_WAIT` in seconds.
 const DISPATCH_INLINE: std::ops::RangeInclusive<usize> = 0..=100;
 const DISPATCH_WAIT_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=300.0;
-/// What marks a secret as base64, and how many bytes it then has, as Standard Webhooks says.
-const SECRET_PREFIX: &str = "whsec_";
-const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
 /// The settings, checked.
 #[derive(Debug, Clone)]
@@ -58,6 +54,8 @@ pub struct Config {
     pub role: Role,
     /// Who may call.
     pub access: Access,
+    /// The names that requests may address the service by.
+    pub hosts: HostNames,
     /// What `ENCRYPTION_KEY` says of the keys that seal secrets. `None` with a private database
     /// only: one is kept beside it.
     pub encryption: Option<SealingKeys>,
@@ -237,9 +235,9 @@ impl Settings {
         }
         let (in_flight_max, lane_in_flight_max) = self.in_flight()?;
         let retention = self.retention(delivery_age_max)?;
-        let (signing_keys, suspicious_keys) = signing_keys(&secrets)?;
+        let (signing_keys, of_keys) = signing_keys(&secrets)?;
         let database = self.database()?;
-        let mut warnings = warnings(&secrets, &suspicious_keys);
+        let mut warnings = warnings(&secrets, of_keys);
         warnings.extend(self.database_warnings(&database));
         Ok(Config {
             database,
@@ -247,6 +245,7 @@ impl Settings {
             bind,
             role: self.role,
             access: self.access(bind, key)?,
+            hosts: self.hosts()?,
             signing_keys,
             signs_with_default_secret: secrets.webhook_secret == DEFAULT_SECRET,
             target_url: self.target(is_local_default, &addresses)?,
@@ -307,6 +306,11 @@ impl Settings {
             // A worker serves only its health and its metrics, but those are nobody's business.
             None => Err(ConfigError::Open(bind)),
         }
+    }
+
+    fn hosts(&self) -> Result<HostNames, ConfigError> {
+        let list = self.allowed_hosts.as_deref().unwrap_or_default();
+        HostNames::parse(list).map_err(|error| bad("ALLOWED_HOSTS", error))
     }
 
     fn dispatch(&self) -> Result<DispatchBounds, ConfigError> {
@@ -397,36 +401,17 @@ fn encryption(secrets: &Secrets, is_required: bool) -> Result<Option<SealingKeys
     }
 }
 
-/// The keys, and the names of those that look like base64 and are none.
+/// The keys, and warnings about their secrets.
 fn signing_keys(secrets: &Secrets) -> Result<(Keys, Vec<String>), ConfigError> {
     let own = &secrets.webhook_secret;
     let key = SigningKey::from_secret(own).map_err(|error| bad("WEBHOOK_SECRET", error))?;
-    let (named, suspicious) = signing::keys(&secrets.signing_keys, own)?;
-    Ok((Keys { own: SigningKeys::single(key), named }, suspicious))
+    let (named, warnings) = signing::keys(&secrets.signing_keys, own)?;
+    Ok((Keys { own: SigningKeys::single(key), named }, warnings))
 }
 
-fn warnings(secrets: &Secrets, suspicious_keys: &[String]) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let secret = is_mistaken_for_base64(&secrets.webhook_secret);
-    let secret = secret.then(|| "WEBHOOK_SECRET".to_owned());
-    let keys = suspicious_keys.iter().map(|name| format!("SIGNING_KEYS (`{name}`)"));
-    for secret in secret.into_iter().chain(keys) {
-        warnings.push(format!(
-            "{secret} begins with `{SECRET_PREFIX}`, but what follows is not the base64 \
-             of {} to {} bytes: its text signs as it stands, and receivers that decode it will \
-             refuse every signature",
-            SECRET_BYTES.start(),
-            SECRET_BYTES.end()
-        ));
-    }
-    warnings
-}
-
-/// Whether a secret says that it is base64, and is not.
-pub(super) fn is_mistaken_for_base64(secret: &str) -> bool {
-    secret.strip_prefix(SECRET_PREFIX).is_some_and(|text| {
-        !STANDARD.decode(text).is_ok_and(|bytes| SECRET_BYTES.contains(&bytes.len()))
-    })
+fn warnings(secrets: &Secrets, of_keys: Vec<String>) -> Vec<String> {
+    let own = signing::base64_warning("WEBHOOK_SECRET", &secrets.webhook_secret);
+    own.into_iter().chain(of_keys).collect()
 }
 
 pub(super) fn within(
@@ -455,6 +440,7 @@ pub(super) fn seconds_within(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use base64::{Engine, engine::general_purpose::STANDARD};
     use clap::Parser;
 
     use super::*;
@@ -513,6 +499,16 @@ pub(super) mod tests {
         }
         for seconds in ["0.05", "60"] {
             check(&[&format!("--worker-poll-interval={seconds}")]).unwrap();
+        }
+    }
+
+    #[test]
+    fn allowed_hosts_are_host_names() {
+        for good in ["", "hooks.example.com, dispatcher", "[::1],10.0.0.1"] {
+            check(&[&format!("--allowed-hosts={good}")]).unwrap();
+        }
+        for bad in ["https://a.example", "a.example:8000", "*.a.example"] {
+            refused(&[&format!("--allowed-hosts={bad}")], &["ALLOWED_HOSTS", bad]);
         }
     }
 

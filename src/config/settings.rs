@@ -47,7 +47,8 @@ pub struct Settings {
     pub webhook_secret_file: Option<PathBuf>,
     /// Keys that sign explicit targets of dispatches which name them, separated by commas: `id=secret`
     /// for the application `default`, `application/id=secret` for others (the application by its id or
-    /// uid). Ids are letters, digits, `_`, `-` and `.`; secrets 16 to 256 bytes without a comma.
+    /// uid). Ids are letters, digits, `_`, `-` and `.`; secrets 8 to 256 bytes without a comma, `whsec_…`
+    /// recommended.
     #[arg(long, env = "SIGNING_KEYS", hide_env_values = true)]
     pub signing_keys: Option<Hidden>,
     /// File that holds SIGNING_KEYS.
@@ -75,6 +76,11 @@ pub struct Settings {
     #[arg(long, env = "ALLOW_UNAUTHENTICATED", default_value = "false",
           action = clap::ArgAction::Set)]
     pub allow_unauthenticated: bool,
+    /// Names that requests may address the service by (`Host`), separated by commas: host names and
+    /// addresses, without ports. Without ADMIN_API_KEY other names are refused, but for `localhost` and
+    /// addresses; with it only if this is set.
+    #[arg(long, env = "ALLOWED_HOSTS")]
+    pub allowed_hosts: Option<String>,
     /// Blocks that may be called although they are not public, and over http: a list of CIDRs
     /// [default in the local default: 127.0.0.0/8,::1/128; otherwise none].
     #[arg(long, env = "ALLOWED_TARGET_CIDRS")]

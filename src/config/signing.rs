@@ -2,22 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::check::{ConfigError, bad, is_mistaken_for_base64};
+use super::check::{ConfigError, bad};
 use crate::domain::{
     ApplicationId, KeyName, NamedKeys, SigningKey, Uid,
     ids::DEFAULT_APPLICATION,
     named_keys::{DEFAULT_OWNER, NAMED_KEYS_MAX},
+    signature::{SECRET_BYTES, is_standard_secret, signing_warning},
 };
 
 const VARIABLE: &str = "SIGNING_KEYS";
-/// How many bytes a secret may have.
-const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=256;
 
 /// Reads the list. `own` is the secret that signs what `default` sends without naming a key. Nothing
-/// that is told holds a secret. Also returns the names of keys whose secrets look like base64 and are
-/// none.
+/// that is told holds a secret. Also returns warnings about secrets that receivers' libraries do not
+/// verify with.
 pub(super) fn keys(list: &str, own: &str) -> Result<(NamedKeys, Vec<String>), ConfigError> {
-    let (mut names, mut suspicious) = (HashSet::new(), Vec::new());
+    let (mut names, mut warnings) = (HashSet::new(), Vec::new());
     // Two tenants with one secret could sign for each other.
     let mut owners = HashMap::from([(own, DEFAULT_OWNER.to_owned())]);
     let mut keys = Vec::new();
@@ -49,16 +48,27 @@ pub(super) fn keys(list: &str, own: &str) -> Result<(NamedKeys, Vec<String>), Co
             );
             return Err(bad(VARIABLE, reason));
         }
-        if is_mistaken_for_base64(secret) {
-            suspicious.push(shown);
-        }
+        let name_shown = format!("{VARIABLE} ({shown})");
+        let warning = base64_warning(&name_shown, secret);
+        warnings.extend(warning.or_else(|| signing_warning(&name_shown, secret)));
         let key = SigningKey::from_secret(secret).map_err(|error| bad(VARIABLE, error))?;
         keys.push((owner, name, key));
         if keys.len() > NAMED_KEYS_MAX {
             return Err(bad(VARIABLE, format!("there may be at most {NAMED_KEYS_MAX} keys")));
         }
     }
-    Ok((NamedKeys::new(keys), suspicious))
+    Ok((NamedKeys::new(keys), warnings))
+}
+
+/// A warning about a secret that says it is base64, and is not.
+pub(super) fn base64_warning(name: &str, secret: &str) -> Option<String> {
+    let is_mistaken = secret.starts_with("whsec_") && !is_standard_secret(secret);
+    is_mistaken.then(|| {
+        format!(
+            "{name} begins with `whsec_`, but what follows is not the base64 of 24 to 64 bytes: its \
+             text signs as it stands, and receivers that decode it will refuse every signature"
+        )
+    })
 }
 
 /// How an application is told: `default`, an id, or a uid.
@@ -91,8 +101,13 @@ mod tests {
             "2026-01=hush-hush-hush-1, acme/k=hush=hush=hush=2/3,{acme}/k2=hush-hush-hush-3,
              {DEFAULT_APPLICATION}/z=hush-hush-hush-4,"
         );
-        let (keys, suspicious) = keys(&list, OWN).unwrap();
-        assert!(suspicious.is_empty());
+        let (keys, warnings) = keys(&list, OWN).unwrap();
+        // Text secrets: each is warned of, without the secret.
+        assert_eq!(warnings.len(), 4, "{warnings:?}");
+        for (warning, name) in warnings.iter().zip(["default/2026-01", "acme/k"]) {
+            assert!(warning.contains(name) && warning.contains("`whsec_` form"), "{warning}");
+            assert!(!warning.contains("hush"), "a secret is shown: {warning}");
+        }
         let sign = |application, uid, name: &str| {
             let name = KeyName::parse(name).unwrap();
             let keys = keys.of(application, uid, &name);
@@ -113,7 +128,7 @@ mod tests {
         refused("a b=hush-hush-hush-1", "the id of item 1");
         refused("evt_0192d4e012347abc8def0123456789ab/k=hush-hush-hush-1", "item 1 names no");
         refused("a/b/c=hush-hush-hush-1", "the id of item 1");
-        refused("k=hush", "`default/k` must be 16 to 256 bytes");
+        refused("k=hush", "`default/k` must be 8 to 256 bytes");
         refused("k=hush-hush-hush-1,default/k=hush-hush-hush-2", "`default/k` is there twice");
         refused("k=hush-hush-hush-1,acme/k=hush-hush-hush-1", "another application");
         refused(&format!("acme/k={OWN}"), "WEBHOOK_SECRET");
@@ -123,6 +138,10 @@ mod tests {
         // One's own secret under a name, and no list at all.
         keys(&format!("k={OWN},k2={OWN}"), OWN).unwrap();
         keys(" ", OWN).unwrap();
-        assert_eq!(keys("k=whsec_not-base64!", OWN).unwrap().1, ["default/k"]);
+        let mistaken = keys("k=whsec_not-base64!", OWN).unwrap().1;
+        assert!(mistaken[0].starts_with("SIGNING_KEYS (default/k) begins with"), "{mistaken:?}");
+        let standard = "k=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        assert!(keys(standard, OWN).unwrap().1.is_empty());
+        keys("k=8-bytes!", OWN).unwrap();
     }
 }

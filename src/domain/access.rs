@@ -3,6 +3,7 @@
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
 use super::ids::{ApiKeyId, ApplicationId};
@@ -118,11 +119,14 @@ pub struct Principal {
     pub application: Option<ApplicationId>,
     /// Its key; `None` for the key of the settings, and where no key is asked for.
     pub key: Option<ApiKeyId>,
+    /// Expiry of that key; `None`: never.
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 impl Principal {
     /// Whoever runs the instance.
-    pub const OPERATOR: Self = Self { role: Role::Admin, application: None, key: None };
+    pub const OPERATOR: Self =
+        Self { role: Role::Admin, application: None, key: None, expires_at: None };
 }
 
 /// A key as its owner has it: 256 random bits. Shown once; only its hash is kept.
@@ -132,6 +136,17 @@ pub struct ApiKey(String);
 impl ApiKey {
     /// What marks a key, for people and for scanners of leaked secrets.
     pub const PREFIX: &'static str = "whd_";
+
+    /// Number of characters after the prefix: 32 bytes in base64.
+    const RANDOM_CHARACTERS: usize = 43;
+
+    /// Whether a text has the form of a key. Any other text needs no look-up to be refused.
+    pub fn is_form(text: &str) -> bool {
+        text.strip_prefix(Self::PREFIX).is_some_and(|random| {
+            random.len() == Self::RANDOM_CHARACTERS
+                && random.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+        })
+    }
 
     /// Makes a key of random bytes.
     pub fn from_random(random: [u8; 32]) -> Self {
@@ -168,6 +183,11 @@ impl ApiKeyHash {
     /// The hash of a text that may be a key.
     pub fn of(text: &str) -> Self {
         Self(Sha256::digest(text.as_bytes()).into())
+    }
+
+    /// A hash that was stored.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
     }
 
     /// Its bytes.
@@ -210,6 +230,13 @@ mod tests {
         assert_eq!(key.hint(), "whd_____");
         assert_eq!(format!("{key:?}"), "ApiKey(redacted)");
         assert_eq!(key.hash(), ApiKeyHash::of(key.reveal()));
+        assert!(ApiKey::is_form(key.reveal()));
+        let text = key.reveal();
+        for bad in
+            ["", "whd_", "whd_wrong", &text[..46], &format!("{text}a"), &text.replace('8', "=")]
+        {
+            assert!(!ApiKey::is_form(bad), "{bad}");
+        }
         assert_ne!(key.hash(), ApiKey::from_random([0; 32]).hash());
     }
 }

@@ -88,6 +88,14 @@ impl IdempotencyKey {
         if is_sound { Ok(Self(text.to_owned())) } else { Err(EventError::IdempotencyKey) }
     }
 
+    /// The same key in a scope of its own, which holds no key of another scope.
+    #[must_use]
+    pub fn within(&self, scope: &str) -> Self {
+        let hash = Sha256::digest(self.0.as_bytes());
+        let hash = hash.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        Self(format!("{scope}/{hash}"))
+    }
+
     /// The key.
     pub fn as_str(&self) -> &str {
         &self.0

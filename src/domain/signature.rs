@@ -12,6 +12,49 @@ const SECRET_PREFIX: &str = "whsec_";
 /// How many bytes the key of a `whsec_` secret may have, as the standard says.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
+/// Number of bytes of a secret that a caller chooses.
+pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 8..=256;
+/// Makes a secret in the form of Standard Webhooks.
+pub const MAKE_SECRET: &str = "echo whsec_$(openssl rand -base64 32)";
+
+/// Whether a secret has the form of Standard Webhooks: `whsec_` and base64 of 24 to 64 bytes.
+pub fn is_standard_secret(secret: &str) -> bool {
+    standard_key(secret).is_some()
+}
+
+fn standard_key(secret: &str) -> Option<Vec<u8>> {
+    let key = secret.strip_prefix(SECRET_PREFIX).and_then(|text| STANDARD.decode(text).ok());
+    key.filter(|key| KEY_BYTES.contains(&key.len()))
+}
+
+/// A warning about a secret that signs deliveries and is not in the form of Standard Webhooks. `name`
+/// is the field or setting; the secret itself is not shown.
+pub fn signing_warning(name: &str, secret: &str) -> Option<String> {
+    if is_standard_secret(secret) {
+        return None;
+    }
+    let short = if is_short(secret) { too_short(secret) + ", and it " } else { String::new() };
+    Some(format!(
+        "`{name}` {short}is not in `whsec_` form: Standard Webhooks libraries do not verify a text \
+         secret as their documentation shows; a good one is made by `{MAKE_SECRET}`"
+    ))
+}
+
+/// A warning about a short secret that verifies what comes in. Its form is the other system's choice.
+pub fn inbound_warning(name: &str, secret: &str) -> Option<String> {
+    is_short(secret).then(|| {
+        format!("`{name}` {}; a good one is made by `openssl rand -hex 32`", too_short(secret))
+    })
+}
+
+fn is_short(secret: &str) -> bool {
+    !is_standard_secret(secret) && secret.len() < *KEY_BYTES.start()
+}
+
+fn too_short(secret: &str) -> String {
+    format!("is short ({} bytes; at least {} are recommended)", secret.len(), KEY_BYTES.start())
+}
+
 /// A secret that is no secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a signing secret must not be empty")]
@@ -31,11 +74,22 @@ impl SigningKey {
         if secret.is_empty() {
             return Err(EmptySecret);
         }
-        let decoded = secret.strip_prefix(SECRET_PREFIX).and_then(|s| STANDARD.decode(s).ok());
-        Ok(match decoded.filter(|key| KEY_BYTES.contains(&key.len())) {
+        Ok(match standard_key(secret) {
             Some(key) => Self::from_bytes(&key),
             None => Self::from_bytes(secret.as_bytes()),
         })
+    }
+
+    /// The keys that a sender may derive from a secret: its text as it stands, as GitHub does, and the
+    /// decoded bytes of one in the form of Standard Webhooks.
+    pub fn inbound(secret: &str) -> Vec<Self> {
+        let keys = [Some(secret.as_bytes().to_vec()), standard_key(secret)];
+        keys.into_iter().flatten().map(|key| Self::from_bytes(&key)).collect()
+    }
+
+    /// A key of random bytes, which nobody has.
+    pub fn from_random(random: [u8; 32]) -> Self {
+        Self::from_bytes(&random)
     }
 
     fn from_bytes(key: &[u8]) -> Self {
@@ -150,6 +204,33 @@ mod tests {
 
     // The example of the standard's own documentation and libraries.
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    #[test]
+    fn secrets_in_another_form_are_warned_of_and_not_shown() {
+        assert_eq!(signing_warning("secret", SECRET), None);
+        let short = signing_warning("secret", "your-secret").unwrap();
+        assert!(short.contains("`secret` is short (11 bytes"), "{short}");
+        assert!(short.contains("is not in `whsec_` form"), "{short}");
+        assert!(!short.contains("your-secret"), "{short}");
+        let long = signing_warning("secret", &"x".repeat(24)).unwrap();
+        assert!(
+            long.contains("`secret` is not in `whsec_` form") && !long.contains("short"),
+            "{long}"
+        );
+        assert_eq!(inbound_warning("inbound_secret", &"x".repeat(24)), None);
+        assert_eq!(inbound_warning("inbound_secret", SECRET), None);
+        assert!(inbound_warning("inbound_secret", &"x".repeat(23)).unwrap().contains("23 bytes"));
+    }
+
+    #[test]
+    fn inbound_secrets_are_read_as_text_and_as_base64() {
+        assert_eq!(SigningKey::inbound("text").len(), 1);
+        let keys = SigningKey::inbound(SECRET);
+        let signed = |key: &SigningKey| key.hex_body_signature(b"x");
+        let both =
+            [SigningKey::from_bytes(SECRET.as_bytes()), SigningKey::from_secret(SECRET).unwrap()];
+        assert_eq!(keys.iter().map(signed).collect::<Vec<_>>(), both.each_ref().map(signed));
+    }
 
     #[test]
     fn the_standards_vector_is_met() {

@@ -224,6 +224,14 @@ const RESERVED: [&str; 16] = [
 /// What the signature's and our own headers begin with.
 const RESERVED_PREFIXES: [&str; 2] = ["webhook-", "x-webhook-"];
 
+/// Whether HTTP, the signature or a header of ours needs a name. CGI, WSGI and PHP read all that is no
+/// letter and no digit as `_`, so `X_Webhook_Signature` is `X-Webhook-Signature` to a receiver.
+fn is_reserved(name: &HeaderName) -> bool {
+    let name = name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    RESERVED.contains(&name.as_str())
+        || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
 impl CustomHeaders {
     /// Checks names and values.
     pub fn new<'a>(
@@ -241,9 +249,7 @@ impl CustomHeaders {
             }
             let name =
                 HeaderName::from_bytes(name.as_bytes()).map_err(|_| CustomHeaderError::Name)?;
-            let is_reserved = RESERVED.contains(&name.as_str())
-                || RESERVED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
-            if is_reserved {
+            if is_reserved(&name) {
                 return Err(CustomHeaderError::Reserved(name));
             }
             if checked.iter().any(|(known, _)| *known == name) {
@@ -271,9 +277,12 @@ impl CustomHeaders {
         serde_json::to_vec(&headers).expect("text is JSON")
     }
 
-    /// From such an object.
+    /// From such an object. Names that were stored before they became reserved are left out.
     pub fn from_json(json: &[u8]) -> Option<Self> {
-        let headers: BTreeMap<String, String> = serde_json::from_slice(json).ok()?;
+        let mut headers: BTreeMap<String, String> = serde_json::from_slice(json).ok()?;
+        headers.retain(|name, _| {
+            HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| !is_reserved(&name))
+        });
         Self::new(headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))).ok()
     }
 
@@ -368,9 +377,24 @@ mod tests {
         for value in ["a\r\nb", "a\nb", "\0", "\u{7f}"] {
             assert_eq!(check(&[("x", value)]), Err(Value(of("x"))), "{value:?}");
         }
-        for name in ["Host", "content-LENGTH", "Webhook-Id", "x-webhook-anything", "X-Signature"] {
+        for name in [
+            "Host",
+            "content-LENGTH",
+            "Webhook-Id",
+            "x-webhook-anything",
+            "X-Signature",
+            "X_Webhook_Signature",
+            "webhook_id",
+            "x_signature",
+            "Content_Length",
+            "x.webhook~timestamp",
+        ] {
             assert_eq!(check(&[(name, "x")]), Err(Reserved(of(name))), "{name}");
         }
+        assert_eq!(check(&[("X_Tenant", "1"), ("x_webhooks", "2")]), Ok(2));
+        let stored = br#"{"X_Webhook_Signature": "x", "X_Tenant": "7"}"#;
+        let stored = CustomHeaders::from_json(stored).unwrap();
+        assert_eq!(format!("{stored:?}"), "[\"x_tenant\"]");
         assert_eq!(check(&[("A", "1"), ("a", "2")]), Err(Twice(of("a"))));
         let names: Vec<_> = (0..=HEADERS_MAX).map(|n| format!("h{n}")).collect();
         let many = names.iter().map(|name| (name.as_str(), ""));

@@ -5,7 +5,7 @@ use axum::{
     extract::{Request, State},
     http::{StatusCode, Uri},
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -83,6 +83,7 @@ pub async fn create(
     let role = role(&given)?;
     let name = applications::name(&given)?.unwrap_or_else(|| role.as_str().to_owned());
     let expires_at = expires_at(&given, state.clock.now())?;
+    is_not_outlived(expires_at, caller.0.expires_at)?;
     let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;
 
     let key = ApiKey::from_random(rand::random());
@@ -153,6 +154,20 @@ pub async fn revoke(
     let is_revoked = state.store.revoke_api_key(Some(application), id).await?;
     state.known.forget();
     if is_revoked { Ok(StatusCode::NO_CONTENT) } else { Err(ApiError::KeyNotFound(None).into()) }
+}
+
+/// Refuses a key that would be valid for longer than the key that makes it.
+fn is_not_outlived(
+    expires_at: Option<DateTime<Utc>>,
+    of_caller: Option<DateTime<Utc>>,
+) -> Result<(), Problem> {
+    let Some(latest) = of_caller else { return Ok(()) };
+    if expires_at.is_some_and(|time| time <= latest) {
+        return Ok(());
+    }
+    let latest = latest.to_rfc3339_opts(SecondsFormat::Millis, true);
+    let detail = format!("`expires_at` must be set, and not after {latest}: then your key expires");
+    Err(ApiError::Invalid(detail).at(Place::Pointer(pointer_to("expires_at"))))
 }
 
 fn role<const N: usize>(given: &Members<'_, N>) -> Result<Role, Problem> {

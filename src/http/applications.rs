@@ -84,9 +84,8 @@ pub async fn create(
     let uid = uid(&given)?.map_or_else(|| id.to_string(), |uid| uid.as_str().to_owned());
     let name = name(&given)?.unwrap_or_else(|| uid.clone());
     let key = key.map(|key| submission::header_key(&key.0)).transpose()?;
-    let once = key
-        .as_ref()
-        .map(|key| extract::reservation(DEFAULT_APPLICATION, "application", key, &body, id.uuid()));
+    let once =
+        key.as_ref().map(|key| extract::reservation(None, "application", key, &body, id.uuid()));
     let signs = secrets::signing_key(&state.clock, &state.sealing, &secrets::new_secret());
     let hosts = allowed_hosts(&given)?;
     let accepts_unknown_types = given.boolean("accepts_unknown_types")?.unwrap_or(true);

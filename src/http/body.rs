@@ -155,11 +155,22 @@ pub fn part_of(body: &Bytes, part: &str) -> Bytes {
     }
 }
 
+/// Whether a body says that it comes from a form, as some providers send unless they are set up
+/// otherwise.
+pub fn is_form(headers: &HeaderMap) -> bool {
+    essence(headers).is_some_and(|essence| {
+        essence.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+            || essence.eq_ignore_ascii_case("multipart/form-data")
+    })
+}
+
+fn essence(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else {
-        return false;
-    };
-    let essence = value.split(';').next().unwrap_or_default().trim();
+    let Some(essence) = essence(headers) else { return false };
     essence.eq_ignore_ascii_case("application/json")
         || (essence.len() > 5 && essence[essence.len() - 5..].eq_ignore_ascii_case("+json"))
 }

@@ -245,6 +245,7 @@ fn changed(before: &SettingsRow, after: &SettingsRow) -> Vec<&'static str> {
         ("payload_format", before.payload_format != after.payload_format),
         ("schema_version", before.schema_version != after.schema_version),
         ("inbound_secret", before.sealed_inbound_secret != after.sealed_inbound_secret),
+        ("inbound_type_header", before.inbound_type_header != after.inbound_type_header),
         ("description", before.description != after.description),
         ("metadata", before.metadata != after.metadata),
     ];

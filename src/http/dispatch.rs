@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ApplicationId, DeliveryState, ErrorClass, EventId, EventStatus, KeyName, Permission,
-        ids::DEFAULT_APPLICATION,
+        ApplicationId, DeliveryId, DeliveryState, ErrorClass, EventId, EventStatus, KeyName,
+        Permission, ids::DEFAULT_APPLICATION,
     },
     store::{
         applications::ApplicationName,
@@ -109,10 +109,23 @@ pub struct DispatchStatusBody {
 #[schemars(rename = "DispatchResult")]
 #[serde(rename_all = "camelCase")]
 pub struct ResultBody {
-    /// In its normal form.
-    url: String,
+    /// The delivery, once it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delivery_id: Option<DeliveryId>,
     #[schemars(extend("enum" = ["delivered", "failed", "pending"]))]
     status: &'static str,
+    /// Only for keys that may read.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    detail: Option<ResultDetail>,
+}
+
+/// What only a key may see that may read.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "DispatchResultDetail")]
+#[serde(rename_all = "camelCase")]
+pub struct ResultDetail {
+    /// In its normal form.
+    url: String,
     /// What the target answered, if it did.
     code: Option<i16>,
     /// How long the exchange took, once there was one.
@@ -156,7 +169,9 @@ pub async fn create(
     let rows = results(&state, application, dispatch_id, give_up_at).await;
     let (status, results) = match rows {
         Some(rows) => {
-            let results: Vec<_> = rows.into_iter().map(ResultBody::from).collect();
+            let may_read = caller.0.role.may(Permission::Read);
+            let results: Vec<_> =
+                rows.into_iter().map(|row| ResultBody::of(row, may_read)).collect();
             let is_complete = results.iter().all(|result| result.status != PENDING);
             (if is_complete { StatusCode::OK } else { StatusCode::ACCEPTED }, results)
         }
@@ -200,7 +215,7 @@ pub async fn show(
         EventStatus::Dead | EventStatus::Cancelled => FAILED,
         EventStatus::Unrouted => "unrouted",
     };
-    let results = rows.into_iter().map(ResultBody::from).collect();
+    let results = rows.into_iter().map(|row| ResultBody::of(row, true)).collect();
     Ok(Json(DispatchStatusBody { dispatch_id: id, status, results }))
 }
 
@@ -268,26 +283,28 @@ async fn read(
     Ok(state.store.target_results(application, event, rows_max).await?)
 }
 
-impl From<TargetResult> for ResultBody {
-    fn from(row: TargetResult) -> Self {
-        let status = row.status();
-        let error = row.error().map(|(class, message)| ResultErrorBody {
-            class: class.to_owned(),
-            message: message.to_owned(),
-        });
-        Self {
-            url: row.url,
-            status,
-            code: row.response_status,
-            duration_ms: row.duration_ms,
-            error,
-        }
-    }
-}
-
 impl ResultBody {
-    /// Of a target of which nothing could be read.
+    /// The result of one target: its id and state, and the rest for callers that may read.
+    fn of(row: TargetResult, may_read: bool) -> Self {
+        let (delivery_id, status) = (Some(row.delivery_id()), row.status());
+        let detail = may_read.then(|| {
+            let error = row.error().map(|(class, message)| ResultErrorBody {
+                class: class.to_owned(),
+                message: message.to_owned(),
+            });
+            ResultDetail {
+                code: row.response_status,
+                duration_ms: row.duration_ms,
+                error,
+                url: row.url,
+            }
+        });
+        Self { delivery_id, status, detail }
+    }
+
+    /// A target that the request names, and of which nothing could be read.
     fn unknown(url: String) -> Self {
-        Self { url, status: PENDING, code: None, duration_ms: None, error: None }
+        let detail = ResultDetail { url, code: None, duration_ms: None, error: None };
+        Self { delivery_id: None, status: PENDING, detail: Some(detail) }
     }
 }

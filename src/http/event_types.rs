@@ -24,7 +24,6 @@ use crate::{
     domain::{
         ApplicationId, Definition, EventType, Permission,
         catalogue::{DefinitionError, standard_catalogue},
-        ids::DEFAULT_APPLICATION,
     },
     store::{
         StoreError,
@@ -124,10 +123,9 @@ pub async fn create(
 
     let key = key.map(|key| submission::header_key(&key.0)).transpose()?;
     let kind = if owner.is_some() { "event_type" } else { "event_type of the instance" };
-    let of = owner.unwrap_or(DEFAULT_APPLICATION);
     // The name finds it again; the key needs something that it stands for all the same.
     let result_id = Uuid::from_u128(rand::random());
-    let once = key.as_ref().map(|key| extract::reservation(of, kind, key, &body, result_id));
+    let once = key.as_ref().map(|key| extract::reservation(owner, kind, key, &body, result_id));
     let made = state.store.create_event_type(owner, &name, &definition, is_deprecated, once).await;
     match made.map_err(taken)? {
         Standing::New => state.catalogue.forget(),

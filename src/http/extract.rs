@@ -212,8 +212,9 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyHeader {
 
 /// A header's text, if it is there, once.
 pub fn header(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Problem> {
-    let fault =
-        |detail: &str| ApiError::Invalid(format!("`{name}` {detail}")).at(Place::Header(name));
+    let fault = |detail: &str| {
+        ApiError::Invalid(format!("`{name}` {detail}")).at(Place::Header(name.into()))
+    };
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
@@ -334,8 +335,11 @@ pub fn rows_of(limit: usize) -> i64 {
 }
 
 /// What makes a request the same as an earlier one with its key: what it makes, and its very bytes.
+///
+/// `owner` is the application that the key is unique in; `None` is the instance, whose keys no
+/// application's collide with.
 pub fn reservation<'a>(
-    application: ApplicationId,
+    owner: impl Into<Option<ApplicationId>>,
     kind: &str,
     key: &'a IdempotencyKey,
     body: &[u8],
@@ -343,7 +347,8 @@ pub fn reservation<'a>(
 ) -> Reservation<'a> {
     let fingerprint =
         Sha256::new().chain_update(kind).chain_update([0]).chain_update(body).finalize().into();
-    Reservation { application_id: application.uuid(), key: key.as_str(), fingerprint, result_id }
+    let application_id = owner.into().map_or(Uuid::nil(), ApplicationId::uuid);
+    Reservation { application_id, key: key.as_str(), fingerprint, result_id }
 }
 
 #[cfg(test)]

@@ -21,10 +21,12 @@ mod health;
 mod hosts;
 mod ingest;
 mod json;
+mod key_lookups;
 mod mcp;
 mod names;
 mod openapi;
 mod problem;
+mod query;
 mod replays;
 mod room;
 mod routes;
@@ -38,7 +40,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Uri},
+    http::{HeaderMap, HeaderName, HeaderValue, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -52,11 +54,12 @@ use crate::{
     store::Store,
 };
 
-pub use access::{Access, AdminKey};
+pub use access::{Access, AdminKey, HostNames};
 pub use body::{BatchRoom, Limit};
 pub use caller::Known;
 pub use cms_changes::{CmsChange, CmsLink, ToSee};
 pub use dispatch::{DispatchBounds, DispatchesUnderWay};
+pub use ingest::UnknownLookups;
 pub use problem::ApiError;
 pub use room::Bound;
 pub use server::ClientBounds;
@@ -70,6 +73,8 @@ pub use subscriptions::{
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How many bytes of a caller's own request id are taken over.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Value of `Cache-Control` where an answer has none.
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// What the handlers use.
 #[derive(Clone)]
@@ -85,8 +90,12 @@ pub struct Api {
     pub handover: Arc<Handover>,
     /// Who may call.
     pub access: Access,
+    /// The names that requests may address the service by.
+    pub hosts: HostNames,
     /// Who called lately, and what they named.
     pub known: Known,
+    /// Look-ups for callers without a key.
+    pub unknown_lookups: UnknownLookups,
     /// What was published lately, and what its types ask for.
     pub catalogue: Catalogue,
     /// What routing and sending know of applications: the hosts that these may call.
@@ -195,13 +204,18 @@ fn without_trailing_slash(mut request: Request) -> Request {
 /// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
 async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let is_probe = PROBES.contains(&request.uri().path());
-    let is_mcp = request.uri().path() == MCP_PATH;
-    let given = access::credentials(&state.access, &request);
-    let caller = match given {
+    let path = request.uri().path();
+    let (is_probe, is_public) = (PROBES.contains(&path), openapi::is_public(path));
+    let (is_mcp, is_signed) = (path == MCP_PATH, ingest::may_be_signed(&request));
+    let given = access::given_key(request.headers()).map(str::to_owned);
+    let caller = match access::is_welcome(&state.access, &state.hosts, &request, is_public) {
         _ if is_probe => Ok(None),
-        Ok(_) if openapi::is_public(request.uri().path()) => Ok(None),
-        Ok(given) => access::admit(&state, given.as_deref()).await.map(Some),
+        Ok(()) if is_public => Ok(None),
+        Ok(()) => match access::admit(&state, given.as_deref()).await {
+            // The handler asks for a signature instead.
+            Err(ApiError::Unauthorized) if given.is_none() && is_signed => Ok(None),
+            admitted => admitted.map(Some),
+        },
         Err(error) => Err(error),
     };
     let mut response = match caller {
@@ -214,7 +228,10 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
         Err(error) if is_mcp => mcp::refused(error),
         Err(error) => error.into_response(),
     };
-    response.headers_mut().insert(REQUEST_ID, id);
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    // Secrets, payloads and figures are for the caller alone; what may be kept says so itself.
+    headers.entry(header::CACHE_CONTROL).or_insert(NO_STORE);
     response
 }
 

@@ -51,6 +51,18 @@ pub enum ApiError {
     /// What comes in for a subscription is not signed by its inbound secret.
     #[error("sign the body with the `inbound_secret` of the subscription")]
     InboundSignature,
+    /// No key, and nothing that a subscription's inbound secret has signed.
+    #[error(
+        "sign the body with the `inbound_secret` of the subscription (`X-Hub-Signature-256`), or send \
+         a key as `Authorization: Bearer <key>`"
+    )]
+    UnauthorizedIngest,
+    /// The body comes from a form.
+    #[error(
+        "form data is not accepted: choose `application/json` as the content type in the webhook \
+         settings of the sender"
+    )]
+    Form,
     /// The body is not JSON by its own declaration.
     #[error("send the body as `Content-Type: application/json`")]
     NotJson,
@@ -224,7 +236,7 @@ impl ApiError {
                 "/problems/method-not-allowed",
                 "Method not allowed",
             ),
-            Self::Unauthorized => {
+            Self::Unauthorized | Self::UnauthorizedIngest => {
                 (StatusCode::UNAUTHORIZED, "/problems/unauthorized", "Key missing or wrong")
             }
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "/problems/forbidden", "Forbidden"),
@@ -234,7 +246,7 @@ impl ApiError {
             Self::InboundSignature => {
                 (StatusCode::FORBIDDEN, "/problems/inbound-signature", "Signature missing or wrong")
             }
-            Self::NotJson => (
+            Self::NotJson | Self::Form => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "/problems/unsupported-media-type",
                 "Not declared as JSON",
@@ -337,7 +349,7 @@ pub enum Place {
     /// A parameter of the query.
     Parameter(String),
     /// A header.
-    Header(&'static str),
+    Header(Cow<'static, str>),
 }
 
 /// An error, and where in the request its cause is.
@@ -450,7 +462,7 @@ impl Serialize for Problem {
         match &self.place {
             Some(Place::Pointer(place)) => pointer = Some(place.as_str()),
             Some(Place::Parameter(name)) => parameter = Some(name.as_str()),
-            Some(Place::Header(name)) => header = Some(*name),
+            Some(Place::Header(name)) => header = Some(name.as_ref()),
             None => {}
         }
         let (status, detail) = (status.as_u16(), self.error.to_string());

@@ -167,8 +167,9 @@ pub fn key<const N: usize>(
 /// Reads a key that a header gave.
 pub fn header_key(text: &str) -> Result<IdempotencyKey, Problem> {
     let name = IdempotencyHeader::NAME;
-    IdempotencyKey::parse(text)
-        .map_err(|error| ApiError::Invalid(format!("`{name}` {error}")).at(Place::Header(name)))
+    IdempotencyKey::parse(text).map_err(|error| {
+        ApiError::Invalid(format!("`{name}` {error}")).at(Place::Header(name.into()))
+    })
 }
 
 /// Refuses at once what is known to be refused later.

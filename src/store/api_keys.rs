@@ -1,5 +1,7 @@
 //! API keys: who may call, known by the hash of what they send.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
@@ -50,8 +52,17 @@ impl ApiKeyRow {
             role: self.role(),
             application: self.application_id.map(ApplicationId::from_uuid),
             key: Some(self.id()),
+            expires_at: self.expires_at,
         }
     }
+}
+
+/// A key that was looked up by its hash.
+#[derive(sqlx::FromRow)]
+struct KnownRow {
+    hash: Vec<u8>,
+    #[sqlx(flatten)]
+    key: ApiKeyRow,
 }
 
 /// A key to be made.
@@ -116,30 +127,41 @@ impl Store {
         .await
     }
 
-    /// Whom a key lets in: nobody, if there is no such key, it is expired or revoked, or its
-    /// application is deleted (it may have been made while that happened). Notes the use, once a
-    /// minute at most.
-    pub async fn principal_of(&self, hash: ApiKeyHash) -> Result<Option<Principal>, StoreError> {
+    /// The callers that these keys let in. A key is left out if it does not exist, is expired or
+    /// revoked, or its application is deleted (it may have been made while that happened). Notes the
+    /// use, once a minute at most; a row that another process is noting is skipped.
+    pub async fn principals_of(
+        &self,
+        hashes: &[ApiKeyHash],
+    ) -> Result<HashMap<ApiKeyHash, Principal>, StoreError> {
+        let hashes: Vec<&[u8]> = hashes.iter().map(|hash| hash.bytes().as_slice()).collect();
         bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("with known as (select ");
-            query.push(COLUMNS).push(" from api_key where hash = ");
-            query.push_bind(hash.bytes().as_slice());
+            let mut query = QueryBuilder::<Postgres>::new("with known as (select hash, ");
+            query.push(COLUMNS).push(" from api_key where hash = any(").push_bind(&hashes);
             query.push(
-                " and revoked_at is null and (expires_at is null or expires_at > now())
+                ") and revoked_at is null and (expires_at is null or expires_at > now())
                   and not exists (
                       select from application a
                       where a.application_id = api_key.application_id and a.deleted_at is not null
                   )),
+                 unnoted as (
+                     select api_key.key_id from api_key join known using (key_id)
+                     where known.last_used_at is null
+                        or known.last_used_at < now() - interval '1 minute'
+                     for no key update of api_key skip locked
+                 ),
                  used as (
-                     update api_key set last_used_at = now() from known
-                     where api_key.key_id = known.key_id
-                       and (known.last_used_at is null
-                            or known.last_used_at < now() - interval '1 minute')
+                     update api_key set last_used_at = now() from unnoted
+                     where api_key.key_id = unnoted.key_id
                  )
                  select * from known",
             );
-            let row: Option<ApiKeyRow> = query.build_query_as().fetch_optional(&self.pool).await?;
-            Ok(row.map(|row| row.principal()))
+            let rows: Vec<KnownRow> = query.build_query_as().fetch_all(&self.pool).await?;
+            let known = rows.into_iter().filter_map(|row| {
+                let hash = ApiKeyHash::from_bytes(row.hash.as_slice().try_into().ok()?);
+                Some((hash, row.key.principal()))
+            });
+            Ok(known.collect())
         })
         .await
     }

@@ -282,9 +282,10 @@ impl Change<'_> {
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
                  signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because, disable_after_s, max_in_flight, rate_limit
+                 disabled_at, disabled_because, disable_after_s, max_in_flight, rate_limit,
+                 inbound_type_header
              ) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                       $18, $19, $20, $21, $22, $23)",
+                       $18, $19, $20, $21, $22, $23, $24)",
         )
         .bind(id.uuid())
         .bind(revision)
@@ -309,6 +310,7 @@ impl Change<'_> {
         .bind(settings.disable_after_s)
         .bind(settings.max_in_flight)
         .bind(settings.rate_limit.as_deref())
+        .bind(settings.inbound_type_header.as_deref())
         .execute(&mut *self.transaction)
         .await?;
         self.set_lane_limit(id, revision, settings).await?;
@@ -354,13 +356,15 @@ impl Change<'_> {
                  subscription_id, revision, routing_version, target_url, method, event_types,
                  filter, is_active, timeout_ms, retry, payload_format, schema_version, signing,
                  signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
-                 disabled_at, disabled_because, disable_after_s, max_in_flight, rate_limit
+                 disabled_at, disabled_because, disable_after_s, max_in_flight, rate_limit,
+                 inbound_type_header
              )
              select subscription_id, revision + 1, $3, target_url, method, event_types,
                     filter, is_active and $4::text is null, timeout_ms, retry, payload_format, schema_version, signing,
                     signature_headers, sealed_headers, sealed_inbound_secret, description, metadata,
                     case when $4 is null then disabled_at else now() end,
-                    coalesce($4, disabled_because), disable_after_s, max_in_flight, rate_limit
+                    coalesce($4, disabled_because), disable_after_s, max_in_flight, rate_limit,
+                    inbound_type_header
              from subscription_revision where subscription_id = $1 and revision = $2",
         )
         .bind(id.uuid())

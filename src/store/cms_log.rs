@@ -276,7 +276,7 @@ const NEXT_QUEUED: &str = "
 // Each by its range of the key. What is shown of a delivery is what `target_results` shows.
 const EVENT_LOGS: &str = concat!(
     "
-    select asked.event_id, event.type as event_type, event.created_at, d.ended_count,
+    select asked.event_id, event.type as event_type, event.created_at, d.ended_count, d.delivery_id,
            coalesce(shown.request_url, d.target_url) as url, d.state, d.reason,
            shown.response_status, shown.duration_ms, shown.error_class, shown.error_message
     from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[])

@@ -71,7 +71,7 @@ impl Store {
                 "select r.revision, r.created_at, r.target_url, r.method, r.event_types, r.filter,
                         r.is_active, r.disabled_at, r.disabled_because, r.disable_after_s,
                         r.timeout_ms, r.retry, r.payload_format, r.schema_version, r.signing,
-                        r.signature_headers, r.sealed_headers, r.sealed_inbound_secret,
+                        r.signature_headers, r.sealed_headers, r.sealed_inbound_secret, r.inbound_type_header,
                         r.description, r.metadata, r.max_in_flight, r.rate_limit
                  from subscription_revision r join subscription s using (subscription_id)
                  where r.subscription_id = $1 and s.application_id = $2

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{Store, StoreError, bounded, deliveries::Ranges};
-use crate::domain::{ApplicationId, DeliveryState, ErrorClass, EventId};
+use crate::domain::{ApplicationId, DeliveryId, DeliveryState, ErrorClass, EventId};
 
 /// What became of an event at a target, in one word.
 pub const PENDING: &str = "pending";
@@ -15,6 +15,7 @@ pub const FAILED: &str = "failed";
 /// What became of an event at one target.
 #[derive(Debug, sqlx::FromRow)]
 pub struct TargetResult {
+    delivery_id: Uuid,
     /// What was called, or will be.
     pub url: String,
     state: String,
@@ -31,6 +32,11 @@ pub struct TargetResult {
 }
 
 impl TargetResult {
+    /// Its delivery.
+    pub fn delivery_id(&self) -> DeliveryId {
+        DeliveryId::from_uuid(self.delivery_id)
+    }
+
     /// Where its delivery stands.
     pub fn state(&self) -> DeliveryState {
         // The names are held by constraints, or stand in the query.
@@ -125,7 +131,7 @@ pub(super) use shown_attempt;
 // What has ended and is sent again is what it was.
 const TARGET_RESULTS: &str = concat!(
     "
-    select coalesce(shown.request_url, d.target_url) as url, d.state, d.reason,
+    select d.delivery_id, coalesce(shown.request_url, d.target_url) as url, d.state, d.reason,
            shown.response_status, shown.duration_ms, shown.error_class, shown.error_message
     from (
         select delivery_id, target_url,

@@ -8,8 +8,8 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded};
-use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId, Uid};
+use super::{Store, StoreError, applications::ApplicationName, bounded};
+use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId, Uid, ids::DEFAULT_APPLICATION};
 
 /// A subscription at its current revision.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -79,6 +79,8 @@ pub struct SettingsRow {
     pub sealed_headers: Option<Vec<u8>>,
     /// The secret that checks what comes in, sealed.
     pub sealed_inbound_secret: Option<Vec<u8>>,
+    /// The header that names the type of what comes in, in lower case.
+    pub inbound_type_header: Option<String>,
     /// For people.
     pub description: Option<String>,
     /// JSON text.
@@ -115,7 +117,7 @@ macro_rules! current_subscriptions {
                     s.cms_document_id, r.target_url, r.method, r.event_types, r.filter, r.is_active, r.disabled_at,
                     r.disabled_because, r.disable_after_s, r.timeout_ms,
                     r.retry, r.payload_format, r.schema_version, r.signing, r.signature_headers,
-                    r.sealed_headers, r.sealed_inbound_secret, r.description, r.metadata,
+                    r.sealed_headers, r.sealed_inbound_secret, r.inbound_type_header, r.description, r.metadata,
                     r.max_in_flight, r.rate_limit
              from subscription s join subscription_revision r using (subscription_id, revision) ",
             $rest
@@ -181,6 +183,52 @@ impl Store {
                 .bind(uid.as_str()),
             };
             Ok(query.fetch_optional(&self.pool).await?)
+        })
+        .await
+    }
+
+    /// One subscription, its application being named by its id or its uid; unnamed, it is that of the
+    /// subscription's id, or `default`. One statement, whatever exists.
+    pub async fn subscription_of(
+        &self,
+        application: Option<&ApplicationName>,
+        name: &SubscriptionName,
+    ) -> Result<Option<(ApplicationId, SubscriptionRow)>, StoreError> {
+        #[derive(sqlx::FromRow)]
+        struct Row {
+            application_id: Uuid,
+            #[sqlx(flatten)]
+            subscription: SubscriptionRow,
+        }
+        let (id, uid) = match application {
+            Some(ApplicationName::Id(id)) => (Some(*id), None),
+            Some(ApplicationName::Uid(uid)) => (None, Some(uid.as_str())),
+            None if matches!(name, SubscriptionName::Uid(_)) => (Some(DEFAULT_APPLICATION), None),
+            None => (None, None),
+        };
+        macro_rules! of_application {
+            ($named:literal) => {
+                current_subscriptions!(concat!(
+                    "join application a using (application_id)
+                     where ($1::uuid is null or a.application_id = $1)
+                       and ($2::text is null or a.uid = $2)
+                       and a.deleted_at is null and s.deleted_at is null and ",
+                    $named
+                ))
+            };
+        }
+        bounded(async {
+            let query = match name {
+                SubscriptionName::Id(_) => of_application!("s.subscription_id = $3"),
+                SubscriptionName::Uid(_) => of_application!("s.uid = $3"),
+            };
+            let query = sqlx::query_as(query).bind(id.map(ApplicationId::uuid)).bind(uid);
+            let query = match name {
+                SubscriptionName::Id(id) => query.bind(id.uuid()),
+                SubscriptionName::Uid(uid) => query.bind(uid.as_str()),
+            };
+            let row: Option<Row> = query.fetch_optional(&self.pool).await?;
+            Ok(row.map(|row| (ApplicationId::from_uuid(row.application_id), row.subscription)))
         })
         .await
     }

@@ -341,7 +341,10 @@ async fn without_a_key_only_this_machine_is_answered_and_no_web_page() {
     // A page that posts across origins, with a media type that needs no permission.
     let headers = [("content-type", "text/plain"), ("origin", "https://evil.example")];
     assert_eq!(send(&app, "POST", "/events", &headers, "{}").await.0, 403);
+    // Another port is another origin: whatever runs there.
     let headers = [JSON[0], ("origin", "http://localhost:3000")];
+    assert_eq!(send(&app, "POST", "/events", &headers, "{}").await.0, 403);
+    let headers = [JSON[0], ("origin", app.base.as_str())];
     assert_eq!(send(&app, "POST", "/events", &headers, "{}").await.0, 422);
     app.stop().await;
 }

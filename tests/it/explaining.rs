@@ -240,7 +240,7 @@ async fn an_inbound_secret_is_asked_for() {
         let event = app.event(answer["event_id"].as_str().unwrap()).await;
         assert_eq!(event["payload"], json!({"amount": 1}));
     }
-    let inner = json!({"body": "no json", "signature": signed(secret, "no json")});
+    let inner = json!({"body": "{no json", "signature": signed(secret, "{no json")});
     let (status, problem) = ingest(&app, "signed", &[], inner.to_string()).await;
     assert_eq!((status, &problem["type"]), (400, &json!("/problems/malformed-json")));
     for (headers, given, status) in [

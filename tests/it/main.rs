@@ -12,6 +12,7 @@ mod bad_input;
 mod batch;
 mod budgets;
 mod by_hand;
+mod callers;
 mod commands;
 mod database_access;
 mod database_failures;

@@ -26,7 +26,7 @@ fn defaults() -> Value {
         "disable_after_seconds": null,
         "timeout_seconds": null, "retry": null, "rate_limit": null, "max_in_flight": null,
         "payload_format": "envelope",
-        "schema_version": "1", "has_inbound_secret": false, "description": null, "metadata": null,
+        "schema_version": "1", "has_inbound_secret": false, "inbound_type_header": null, "description": null, "metadata": null,
         "managed_by": null,
     })
 }
@@ -41,7 +41,7 @@ fn everything() -> Value {
         "rate_limit": {"count": 10, "per_seconds": 60.0, "burst": 2}, "max_in_flight": 3,
         "payload_format": "raw",
         "schema_version": "2026-01", "signature_headers": "both",
-        "inbound_secret": "sixteen bytes ok", "description": "for the shop",
+        "inbound_secret": "twenty-four bytes are ok", "inbound_type_header": "x-github-event", "description": "for the shop",
         "metadata": {"team": ["a", 1.0]},
     })
 }

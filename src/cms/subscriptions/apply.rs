@@ -30,6 +30,13 @@ pub(super) enum Applied {
     Outdated,
 }
 
+/// Logs the warnings that a request of the API has in its answer.
+fn warn(document: &Document, warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!(document = %document.id, warning, "weak secret in a document of the CMS");
+    }
+}
+
 impl Subscriptions {
     /// Makes a document the subscription that it says, or notes what is wrong with it.
     pub(super) async fn apply(
@@ -81,7 +88,11 @@ impl Subscriptions {
             settings: &made.settings,
             key: made.key,
         };
-        Ok(self.store.apply_document(read, &Wanted::New(&new)).await?)
+        let changed = self.store.apply_document(read, &Wanted::New(&new)).await?;
+        if changed == Changed::Done {
+            warn(document, &made.warnings);
+        }
+        Ok(changed)
     }
 
     async fn change(
@@ -114,6 +125,9 @@ impl Subscriptions {
                     continue;
                 }
                 return Ok(Changed::Outdated);
+            }
+            if is_other || remade.key.is_some() {
+                warn(document, &remade.warnings);
             }
             if before.settings.is_active && !remade.settings.is_active {
                 // The rest of a long backlog is parked by and by.

@@ -31,7 +31,9 @@ use rmcp::transport::streamable_http_server::{
 use serde_json::json;
 
 use self::{server::Server, tool::Tool};
-use super::{ApiError, ApiState, access, body, openapi::Operation, problem::Problem};
+use super::{
+    ApiError, ApiState, access, body, openapi::Operation, problem::Problem, query::KnownQuery,
+};
 
 /// Where it is.
 pub const PATH: &str = "/mcp";
@@ -59,8 +61,8 @@ const REFUSED: i32 = -32_000;
 
 /// The answer to a request that is refused before its message is read: with the problem's status, and as
 /// an error of JSON-RPC. Clients show its message, where of other bodies they show the status at most.
-pub fn refused(error: ApiError) -> Response {
-    let problem = Problem::from(error);
+pub fn refused(problem: impl Into<Problem>) -> Response {
+    let problem = problem.into();
     let message = format!("{}: {}", problem.title(), problem.error());
     let mut response = problem.respond(json!({
         "jsonrpc": "2.0",
@@ -76,8 +78,9 @@ async fn answer(
     service: Service,
     state: &ApiState,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Problem> {
     access::is_no_web_page(request.headers())?;
+    KnownQuery::none().check(request.uri())?;
     let (parts, body) = request.into_parts();
     let whole = Request::from_parts(parts.clone(), body);
     let body = body::read_json(whole, state.body_limit, None).await?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::schemas;
 use crate::{
     domain::{Permission, event::IDEMPOTENCY_KEY_BYTES_MAX},
-    http::{ApiError, ApiState, Bound, access::NOT_LOOPBACK, problem::Problem},
+    http::{ApiError, ApiState, Bound, access::NOT_LOOPBACK, problem::Problem, query::KnownQuery},
 };
 
 /// The prefix under which platforms look for subscriptions, deliveries and event types: the same
@@ -268,9 +268,19 @@ impl Operation {
         &self.path
     }
 
-    /// The method of the path that it is.
+    /// The method of the path that it is. A parameter of the query that is not declared is refused,
+    /// but by probes and metrics: what scrapes them may add its own.
     pub fn route(&self) -> MethodRouter<ApiState> {
-        self.route.clone()
+        if self.tag == Tag::Service {
+            return self.route.clone();
+        }
+        let in_query = self.parameters.iter().filter(|one| one.place == In::Query);
+        let fields = self.body.iter().flat_map(|body| body.schema["properties"].as_object());
+        let known = KnownQuery {
+            parameters: in_query.map(|one| one.name).collect(),
+            fields: fields.flat_map(|members| members.keys().cloned()).collect(),
+        };
+        known.guard(self.route.clone())
     }
 
     /// The same, at a path that names nothing.
@@ -294,6 +304,9 @@ impl Operation {
     /// Who may call, and what it belongs to. Without it anybody may, and it is the service's.
     pub fn of(mut self, tag: Tag, permission: Permission) -> Self {
         (self.tag, self.caller) = (tag, Caller::With(permission));
+        if tag != Tag::Service {
+            self.problem(invalid());
+        }
         self.problems.extend([ApiError::Unauthorized, ApiError::Forbidden(NOT_LOOPBACK)]);
         let role = crate::domain::Role::Producer;
         self.problems.extend([ApiError::NotPermitted { role, permission }]);

@@ -27,7 +27,7 @@ use crate::{
 /// What owns such subscriptions, as they are shown.
 pub const PAYLOAD: &str = "payload";
 /// The fields of a document, and what they are in a request. All others are the CMS's own affair.
-const FIELDS: [(&str, &str); 19] = [
+const FIELDS: [(&str, &str); 20] = [
     ("url", "url"),
     ("events", "events"),
     ("isActive", "is_active"),
@@ -45,6 +45,7 @@ const FIELDS: [(&str, &str); 19] = [
     ("maxInFlight", "max_in_flight"),
     ("disableAfterSeconds", "disable_after_seconds"),
     ("inboundSecret", "inbound_secret"),
+    ("inboundTypeHeader", "inbound_type_header"),
     ("description", "description"),
     ("metadata", "metadata"),
 ];
@@ -87,6 +88,8 @@ pub struct Made {
     pub settings: SettingsRow,
     /// What signs, unless nothing does.
     pub key: Option<NewSigningKey>,
+    /// Warnings about the secrets of the document.
+    pub warnings: Vec<String>,
 }
 
 /// What a document says of the subscription that it is.
@@ -95,6 +98,8 @@ pub struct Remade {
     pub settings: SettingsRow,
     /// A key that signs from now on, and how long those before it sign beside it.
     pub key: Option<(NewSigningKey, Duration)>,
+    /// Warnings about the secrets of the document.
+    pub warnings: Vec<String>,
 }
 
 impl DocumentChecks {
@@ -112,7 +117,7 @@ impl DocumentChecks {
         let settings = stamped(given.settings(id)?, None, self.clock.now());
         let secret = secret_for(&settings, given.secret()?)?;
         let key = secret.map(|secret| signing_key(&self.clock, &self.sealing, &secret));
-        Ok(Made { id, settings, key })
+        Ok(Made { id, settings, key, warnings: warnings(&given)? })
     }
 
     /// Makes the next settings of a subscription. `secret` is what signs now: it stays where the
@@ -145,8 +150,13 @@ impl DocumentChecks {
             let key = signing_key(&self.clock, &self.sealing, &next);
             (key, Duration::from_secs_f64(OVERLAP_SECONDS))
         });
-        Ok(Remade { settings, key })
+        Ok(Remade { settings, key, warnings: warnings(&given)? })
     }
+}
+
+/// Warnings about the secrets of a document, in its own terms.
+fn warnings(given: &Given<'_>) -> Result<Vec<String>, Problem> {
+    Ok(given.warnings()?.into_iter().map(in_terms_of_the_document).collect())
 }
 
 /// Refuses a target that the application may not call.

@@ -99,7 +99,8 @@ pub async fn create(
     };
     let row = state.store.subscription(application, &SubscriptionName::Id(id)).await?;
     let row = row.ok_or(ApiError::MADE_AND_DELETED)?;
-    Ok((StatusCode::CREATED, Json(shown(&state, application, row, secret)?)))
+    let shown = shown(&state, application, row, secret)?.warned(given.warnings()?);
+    Ok((StatusCode::CREATED, Json(shown)))
 }
 
 /// Refuses a target that the application may not call, if one is told.
@@ -224,7 +225,8 @@ async fn change(
     is_ours(state, application, &found(state, application, name).await?).await?;
     may_call(state, application, &given).await?;
     let change = |id, before| settings(&given, id, before);
-    apply(state, application, name, uid.as_ref(), change).await
+    let Json(changed) = apply(state, application, name, uid.as_ref(), change).await?;
+    Ok(Json(changed.warned(given.warnings()?)))
 }
 
 /// Changes a subscription as it is when the change takes effect, however many change it.

@@ -17,7 +17,12 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    domain::{Permission, SigningKey, SigningKeyId, sealing::SealingKeys, subscription::sealed},
+    domain::{
+        Permission, SigningKey, SigningKeyId,
+        sealing::SealingKeys,
+        signature::{is_standard_secret, signing_warning},
+        subscription::sealed,
+    },
     http::{
         ApiError, ApiState, body, caller::Caller, events, extract::SubscriptionPath, json::Members,
         problem::Problem,
@@ -41,6 +46,9 @@ pub struct SecretBody {
     /// Until when the secrets before this one sign beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
     previous_until: Option<DateTime<Utc>>,
+    /// In the answer to a request that brings the secret: its weaknesses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// Shows the current secret: the one explicit way to it after it was made.
@@ -62,7 +70,7 @@ pub async fn secret(
     })?;
     let secret = String::from_utf8_lossy(secret.bytes()).into_owned();
     let previous_until = keys.iter().filter_map(|key| key.retires_at).max();
-    Ok(Json(SecretBody { secret, previous_until }))
+    Ok(Json(SecretBody { secret, previous_until, warnings: Vec::new() }))
 }
 
 /// Makes a new secret, or takes the caller's; those before sign beside it for the overlap.
@@ -78,6 +86,7 @@ pub async fn rotate_secret(
     let body = body::read_json(request, state.body_limit, None).await?;
     let given = Members::of(body::text(&body)?, ROTATION_FIELDS)?;
     let secret = settings::secret(&given, "secret")?.unwrap_or_else(new_secret);
+    let warnings = signing_warning("secret", &secret).into_iter().collect();
     is_key(&secret)?;
     let overlap = given.number("overlap_seconds")?.unwrap_or(OVERLAP_SECONDS);
     if !(0.0..=OVERLAP_SECONDS_MAX).contains(&overlap) {
@@ -94,7 +103,7 @@ pub async fn rotate_secret(
         return Err(ApiError::SubscriptionNotFound(None).into());
     }
     let previous_until = (!overlap.is_zero()).then(|| state.clock.now() + overlap);
-    Ok(Json(SecretBody { secret, previous_until }))
+    Ok(Json(SecretBody { secret, previous_until, warnings }))
 }
 
 /// The secret of a new subscription: the caller's, or a new one; none where signing is off.
@@ -115,10 +124,8 @@ pub fn secret_for(
 
 /// A secret that says it is base64 must be: its receivers would decode it, or fail.
 pub fn is_key(secret: &str) -> Result<(), Problem> {
-    let is_standard = secret.strip_prefix("whsec_").is_none_or(|base64| {
-        STANDARD.decode(base64).is_ok_and(|key| (24..=64).contains(&key.len()))
-    });
-    if is_standard && SigningKey::from_secret(secret).is_ok() {
+    let is_sound = !secret.starts_with("whsec_") || is_standard_secret(secret);
+    if is_sound && SigningKey::from_secret(secret).is_ok() {
         Ok(())
     } else {
         Err(fault("secret", "must be `whsec_` and base64 of 24 to 64 bytes, or any other text"))

@@ -1,6 +1,8 @@
 //! From a body to the settings of a subscription: every field is checked here, and only here.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
+mod headers;
+
+use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
     domain::{
@@ -10,9 +12,8 @@ use crate::{
         filter::Filter,
         limits::{MAX_IN_FLIGHT_MAX, RateLimit},
         sealing::SealingKeys,
-        subscription::{
-            CustomHeaders, Method, PayloadFormat, RetrySettings, SignatureHeaders, TIMEOUT, sealed,
-        },
+        signature::{SECRET_BYTES, inbound_warning, signing_warning},
+        subscription::{Method, PayloadFormat, RetrySettings, SignatureHeaders, TIMEOUT, sealed},
     },
     http::{
         ApiError,
@@ -22,8 +23,10 @@ use crate::{
     store::subscriptions::SettingsRow,
 };
 
+pub use headers::{HEADER_NAME_BYTES_MAX, open_headers};
+
 /// The fields of a subscription, as callers send it: ours, and the names that other systems use.
-pub const FIELDS: &[&str; 24] = &[
+pub const FIELDS: &[&str; 25] = &[
     "target_url",
     "url",
     "event_types",
@@ -44,6 +47,7 @@ pub const FIELDS: &[&str; 24] = &[
     "schema_version",
     "signature_headers",
     "inbound_secret",
+    "inbound_type_header",
     "description",
     "metadata",
     "uid",
@@ -58,8 +62,6 @@ pub const DISABLE_AFTER_S_MAX: i32 = 30 * 86_400;
 pub const DESCRIPTION_BYTES_MAX: usize = 2_000;
 /// How many bytes a schema version may have.
 pub const SCHEMA_VERSION_BYTES_MAX: usize = 64;
-/// How many bytes a secret may have.
-pub const SECRET_BYTES: RangeInclusive<usize> = 16..=256;
 /// Whether deliveries are signed.
 pub const SIGNING: [&str; 2] = ["standard", "none"];
 /// What stands for a header's value in answers, and in requests for the value that is stored.
@@ -110,6 +112,15 @@ impl<'a> Given<'a> {
         secret(&self.members, "secret")
     }
 
+    /// Warnings about the secrets that the caller brings.
+    pub fn warnings(&self) -> Result<Vec<String>, Problem> {
+        let warning = |name: &str, warn: fn(&str, &str) -> Option<String>| {
+            Ok::<_, Problem>(secret(&self.members, name)?.and_then(|secret| warn(name, &secret)))
+        };
+        let signs = warning("secret", signing_warning)?;
+        Ok(signs.into_iter().chain(warning("inbound_secret", inbound_warning)?).collect())
+    }
+
     /// The owner's new name for it.
     pub fn new_uid(&self) -> Result<Option<Uid>, Problem> {
         let uid = self.uid()?;
@@ -138,6 +149,8 @@ impl<'a> Given<'a> {
         }
         let has_headers = self.members.raw("headers").is_some();
         let kept = SettingsRow {
+            // To be compared with the new one, which is there.
+            target_url: before.target_url,
             sealed_headers: before.sealed_headers.filter(|_| has_headers),
             sealed_inbound_secret: before.sealed_inbound_secret,
             ..defaults()
@@ -150,6 +163,7 @@ impl<'a> Given<'a> {
         let default = defaults();
         let mut row = before;
         if let Some((_, target)) = self.target_url()? {
+            self.may_take_headers_along(&row, &target)?;
             target.as_str().clone_into(&mut row.target_url);
         }
         if let Some(name) = self.alias(EVENT_TYPES)? {
@@ -207,6 +221,9 @@ impl<'a> Given<'a> {
                 self.sealing.seal(secret.as_bytes(), &context, rand::random())
             });
         }
+        if self.members.raw("inbound_type_header").is_some() {
+            row.inbound_type_header = self.inbound_type_header()?;
+        }
         if self.members.raw("description").is_some() {
             row.description = self.members.string("description")?;
             let description = row.description.as_deref().unwrap_or_default();
@@ -250,35 +267,6 @@ impl<'a> Given<'a> {
         let texts = self.members.strings(name, crate::domain::event_types::PATTERNS_MAX)?;
         EventTypePatterns::parse(&texts).map_err(|error| fault(name, error))?;
         Ok(texts)
-    }
-
-    /// The headers, sealed. A value that is redacted stands for the one that is stored.
-    fn headers(
-        &self,
-        id: SubscriptionId,
-        stored: Option<&[u8]>,
-    ) -> Result<Option<Vec<u8>>, Problem> {
-        let Some(mut headers) = self.members.text_map("headers")? else { return Ok(None) };
-        if headers.values().any(|value| value == REDACTED) {
-            let stored = stored.map(|sealed| open_headers(id, sealed, self.sealing));
-            let stored = stored.transpose()?.unwrap_or_default();
-            for (name, value) in &mut headers {
-                if value == REDACTED {
-                    let known = stored.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
-                    let known = known.map(|(_, value)| value.clone());
-                    *value = known.ok_or_else(|| {
-                        fault("headers", format!("has no stored value for `{REDACTED}`"))
-                    })?;
-                }
-            }
-        }
-        let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let checked = CustomHeaders::new(pairs).map_err(|error| fault("headers", error))?;
-        if checked.is_empty() {
-            return Ok(None);
-        }
-        let json = serde_json::to_vec(&headers).map_err(|_| ApiError::Internal)?;
-        Ok(Some(self.sealing.seal(&json, &sealed::headers_of(id), rand::random())))
     }
 
     fn whole(
@@ -388,19 +376,6 @@ fn filter_of(text: &str) -> Result<String, Problem> {
     Ok(filter.as_str().to_owned())
 }
 
-/// The headers of a subscription, opened.
-pub fn open_headers(
-    id: SubscriptionId,
-    sealed_headers: &[u8],
-    sealing: &SealingKeys,
-) -> Result<BTreeMap<String, String>, ApiError> {
-    let opened = sealing.open(sealed_headers, &sealed::headers_of(id)).map_err(|error| {
-        tracing::error!(%error, subscription = %id, "headers cannot be opened");
-        ApiError::Internal
-    })?;
-    serde_json::from_slice(opened.bytes()).map_err(|_| ApiError::Internal)
-}
-
 /// A secret that the caller brings.
 pub fn secret<const N: usize>(
     members: &Members<'_, N>,
@@ -435,6 +410,7 @@ fn defaults() -> SettingsRow {
         signature_headers: SignatureHeaders::Standard.as_str().to_owned(),
         sealed_headers: None,
         sealed_inbound_secret: None,
+        inbound_type_header: None,
         description: None,
         metadata: None,
     }

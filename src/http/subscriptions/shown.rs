@@ -57,6 +57,8 @@ pub struct SubscriptionBody {
     payload_format: String,
     schema_version: String,
     has_inbound_secret: bool,
+    /// The header that names the type of what comes in, if the sender's is not `X-Event-Type`.
+    inbound_type_header: Option<String>,
     description: Option<String>,
     metadata: Option<Box<RawValue>>,
     created_at: DateTime<Utc>,
@@ -67,12 +69,20 @@ pub struct SubscriptionBody {
     /// In the answer that makes it, and never again in this form.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
+    /// In the answer to a request that brings a secret: its weaknesses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 impl SubscriptionBody {
     /// The same, with why somebody should look at it.
     pub(super) fn because(self, attention: Vec<AttentionBody>) -> Self {
         Self { attention: Some(attention), ..self }
+    }
+
+    /// The same, with warnings about the request.
+    pub(super) fn warned(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
     }
 }
 
@@ -143,11 +153,13 @@ pub(super) fn shown(
         payload_format: settings.payload_format,
         schema_version: settings.schema_version,
         has_inbound_secret: settings.sealed_inbound_secret.is_some(),
+        inbound_type_header: settings.inbound_type_header,
         description: settings.description,
         metadata: json(settings.metadata),
         created_at,
         updated_at,
         attention: None,
         secret,
+        warnings: Vec::new(),
     })
 }

@@ -116,12 +116,20 @@ fn fields() -> Vec<(Value, &'static str, &'static str)> {
         (headers("x", "a\u{0}"), "/headers", "value of `x`"),
         (headers("x", "[redacted]"), "/headers", "no stored value"),
         (with("headers", json!({"A": "1", "a": "2"})), "/headers", "twice"),
-        (with("secret", json!("short")), "/secret", "16 to 256"),
-        (with("secret", json!("x".repeat(257))), "/secret", "16 to 256"),
+        (with("secret", json!("short")), "/secret", "8 to 256"),
+        (with("secret", json!("x".repeat(257))), "/secret", "8 to 256"),
         (with("secret", json!(secret(23))), "/secret", "24 to 64"),
         (with("secret", json!(secret(65))), "/secret", "24 to 64"),
         (with("secret", json!("whsec_ not base64 at all")), "/secret", "base64"),
-        (with("inbound_secret", json!("short")), "/inbound_secret", "16 to 256"),
+        (with("inbound_secret", json!("short")), "/inbound_secret", "8 to 256"),
+        (with("inbound_type_header", json!("a b")), "/inbound_type_header", "name of a header"),
+        (with("inbound_type_header", json!("")), "/inbound_type_header", "name of a header"),
+        (with("inbound_type_header", json!("x".repeat(65))), "/inbound_type_header", "at most 64"),
+        (
+            with("inbound_type_header", json!("Authorization")),
+            "/inbound_type_header",
+            "credentials",
+        ),
         (
             json!({"target_url": TARGET, "event_types": "a", "signing": "none",
                    "secret": "sixteen bytes ok"}),
@@ -137,6 +145,10 @@ fn fields() -> Vec<(Value, &'static str, &'static str)> {
         "X-Webhook-Any",
         "x-signature",
         "TE",
+        "X_Webhook_Signature",
+        "webhook_id",
+        "x_signature",
+        "Content_Length",
     ] {
         rows.push((headers(name, "x"), "/headers", "may not name"));
     }
@@ -150,6 +162,7 @@ fn fields() -> Vec<(Value, &'static str, &'static str)> {
         "description",
         "secret",
         "inbound_secret",
+        "inbound_type_header",
         "target_url",
     ] {
         rows.push((with(name, json!(1)), name_of(name), "must be a string, and not a number"));

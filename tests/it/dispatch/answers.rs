@@ -26,16 +26,21 @@ async fn one_answer_tells_what_became_of_each_target() {
     assert_eq!(results.len(), 3);
     for (result, path) in [(&results[0], "/a"), (&results[2], "/c")] {
         assert!(result["durationMs"].is_i64(), "{result}");
-        let told = json!({"url": good.url(path), "status": "delivered", "code": 204,
-            "durationMs": result["durationMs"]});
+        let told = json!({"deliveryId": result["deliveryId"], "url": good.url(path),
+            "status": "delivered", "code": 204, "durationMs": result["durationMs"]});
         assert_eq!(*result, told);
     }
     let error = json!({"class": "http_status", "message": "answered 500"});
-    let told = json!({"url": bad.url("/b"), "status": "failed", "code": 500,
+    let told = json!({"deliveryId": results[1]["deliveryId"], "url": bad.url("/b"),
+        "status": "failed", "code": 500,
         "durationMs": results[1]["durationMs"], "error": error});
     assert_eq!(results[1], told);
 
     let id = id_of(&answer);
+    let deliveries = app.event(id).await["deliveries"].clone();
+    for (result, delivery) in results.iter().zip(deliveries.as_array().unwrap()) {
+        assert_eq!(result["deliveryId"], delivery["id"]);
+    }
     let later = shown(&app, id).await;
     assert_eq!((&later["status"], &later["results"]), (&json!("failed"), &answer["results"]));
     let event = app.event(id).await;
@@ -67,8 +72,8 @@ async fn what_takes_long_and_what_is_much_is_told_later() {
     .await;
     let (status, answer) = app.post("/dispatch", &to(&json!([slow.url("/slow")]))).await;
     assert_eq!(status, 202, "{answer}");
-    let told = json!([{"url": slow.url("/slow"), "status": "pending", "code": null,
-        "durationMs": null}]);
+    let told = json!([{"deliveryId": answer["results"][0]["deliveryId"], "url": slow.url("/slow"),
+        "status": "pending", "code": null, "durationMs": null}]);
     assert_eq!(answer["results"], told);
     assert_eq!(complete(&app, id_of(&answer)).await["status"], "delivered");
 

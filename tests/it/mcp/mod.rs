@@ -62,7 +62,7 @@ async fn listed(app: &TestApp, key: &str) -> Vec<String> {
 }
 
 /// Calls a tool: what it answers, or the problem.
-async fn call(app: &TestApp, key: &str, name: &str, arguments: &Value) -> Result<Value, Value> {
+pub async fn call(app: &TestApp, key: &str, name: &str, arguments: &Value) -> Result<Value, Value> {
     let params = json!({"name": name, "arguments": arguments});
     let (status, answer) = message(app, Some(key), "tools/call", &params).await;
     let result = &answer["result"];

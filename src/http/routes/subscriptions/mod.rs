@@ -58,7 +58,7 @@ fn subscription() -> Value {
         "signature_headers": "standard", "is_active": true, "disabled": null, "disable_after_seconds": null, "timeout_seconds": null,
         "retry": [60, 300, 900, 3600], "rate_limit": {"count": 10, "per_seconds": 1.0, "burst": 1},
         "max_in_flight": null, "payload_format": "envelope", "schema_version": "1",
-        "has_inbound_secret": false, "description": null, "metadata": null,
+        "has_inbound_secret": false, "inbound_type_header": null, "description": null, "metadata": null,
         "created_at": TIME, "updated_at": TIME,
     })
 }
@@ -86,7 +86,10 @@ fn create() -> Operation {
     made["secret"] = json!(SECRET);
     Operation::post("/subscriptions", subscriptions::create)
         .named("createSubscription", "Makes a subscription")
-        .told("The answer has the `secret` that signs, this once.")
+        .told(
+            "The answer has the `secret` that signs, this once, and `warnings` where a secret of yours \
+             is short or is not in `whsec_` form.",
+        )
         .of(Tag::Subscriptions, Permission::Manage)
         .parameters(take::query(OF_APPLICATION, [take::application()]))
         .idempotent()
@@ -252,7 +255,13 @@ fn rotate_secret() -> Operation {
         ROTATION_FIELDS,
         &[],
         [
-            ("secret", told(settings::secret(), "What signs from now on; by default one is made")),
+            (
+                "secret",
+                told(
+                    settings::secret(),
+                    "What signs from now on, `whsec_…` recommended; by default one is made",
+                ),
+            ),
             (
                 "overlap_seconds",
                 told(

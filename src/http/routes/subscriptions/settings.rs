@@ -8,6 +8,7 @@ use crate::{
         filter::FILTER_BYTES_MAX,
         limits::{MAX_IN_FLIGHT_MAX, RATE_COUNT_MAX, RATE_SECONDS},
         retry::{ATTEMPTS_MAX, DELAYS_MAX},
+        signature::SECRET_BYTES,
         subscription::{
             HEADER_BYTES_MAX, HEADERS_MAX, Method, PayloadFormat, SignatureHeaders, TIMEOUT,
         },
@@ -15,8 +16,8 @@ use crate::{
     http::{
         openapi::schemas::{self, boolean, object, one_of, or_null, told},
         subscriptions::settings::{
-            DESCRIPTION_BYTES_MAX, DISABLE_AFTER_S_MAX, EVENT_TYPES, FIELDS,
-            SCHEMA_VERSION_BYTES_MAX, SECRET_BYTES, SIGNING, TARGET_URL, names,
+            DESCRIPTION_BYTES_MAX, DISABLE_AFTER_S_MAX, EVENT_TYPES, FIELDS, HEADER_NAME_BYTES_MAX,
+            SCHEMA_VERSION_BYTES_MAX, SIGNING, TARGET_URL, names,
         },
     },
 };
@@ -25,7 +26,11 @@ type Member = (&'static str, Value);
 
 /// All of them, of a new subscription: one of the names of a field that is required must be there.
 pub fn new() -> Value {
-    let secret = told(secret(), "What signs; by default one is made, and shown in the answer");
+    let secret = told(
+        secret(),
+        "Signs deliveries: `whsec_` and base64 of 24 to 64 bytes (recommended), or a text, which most \
+         Standard Webhooks libraries do not verify; by default one is made, and shown in the answer",
+    );
     let application = told(
         or_null(json!({"type": "string"})),
         "The application, by its id or its uid; the same as the parameter of the query",
@@ -222,7 +227,24 @@ fn beside(uid: Value, application: Value) -> Vec<Member> {
         ),
         (
             "inbound_secret",
-            told(secret(), "What events that come in for this subscription are signed with"),
+            told(
+                secret(),
+                "What events that come in for this subscription are signed with. A valid signature \
+                 needs no API key",
+            ),
+        ),
+        (
+            "inbound_type_header",
+            told(
+                json!({
+                    "type": ["string", "null"],
+                    "minLength": 1,
+                    "maxLength": HEADER_NAME_BYTES_MAX,
+                    "pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~\\-]+$",
+                }),
+                "The header of what comes in that names its type, such as `X-GitHub-Event`, where \
+                 there is no `X-Event-Type`",
+            ),
         ),
         ("description", or_null(schemas::text(DESCRIPTION_BYTES_MAX))),
         ("metadata", schemas::metadata()),
