@@ -179,18 +179,18 @@ fn is_cross_site(headers: &HeaderMap, host: Option<&str>) -> bool {
 
 /// Refuses what a web page sends that is not of this machine, whoever may call otherwise: the page may
 /// have been given a name that points here (DNS rebinding).
-pub fn is_no_web_page(headers: &HeaderMap) -> Result<(), ApiError> {
-    if headers.contains_key(header::ORIGIN) && !is_from_loopback(headers) {
+pub fn is_no_web_page(hosts: &HostNames, headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.contains_key(header::ORIGIN) && !is_from_known_host(hosts, headers) {
         return Err(ApiError::Forbidden("no web page of another origin may call this"));
     }
     Ok(())
 }
 
-/// Whether the `Origin`, there being one, is a page of this machine.
-fn is_from_loopback(headers: &HeaderMap) -> bool {
+/// Whether the `Origin`, there being one, is a page of this machine or of a host in `ALLOWED_HOSTS`.
+fn is_from_known_host(hosts: &HostNames, headers: &HeaderMap) -> bool {
     let origin = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok());
     let host = origin.and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    host.is_some_and(is_loopback)
+    host.is_some_and(|host| is_loopback(host) || hosts.contain(host))
 }
 
 /// The key that a request carries.

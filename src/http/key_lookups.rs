@@ -68,6 +68,7 @@ impl KeyLookups {
             queue.waiting.push(Waiting { hash, answer });
             if !mem::replace(&mut queue.is_running, true) {
                 // A task of its own: the request that begins it may be dropped at any time.
+                #[expect(clippy::disallowed_methods, reason = "ends once nobody waits")]
                 tokio::spawn(Running(self.clone()).run(store.clone()));
             }
         }

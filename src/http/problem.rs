@@ -1,5 +1,7 @@
 //! Every way a request can fail, and the one table that says how it looks (RFC 9457).
 
+mod sources;
+
 use std::borrow::Cow;
 
 use axum::{
@@ -17,8 +19,7 @@ use super::{
 };
 use crate::{
     domain::{KeyName, Permission, Role, ids::IdError},
-    ingest::Rejected,
-    store::{StoreError, readiness::Unready},
+    store::readiness::Unready,
     telemetry::{self, Refusal},
 };
 
@@ -479,31 +480,5 @@ impl IntoResponse for Problem {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         Problem::from(self).into_response()
-    }
-}
-
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> Self {
-        if let StoreError::Full { what, count_max } = error {
-            Self::Full { what, count_max }
-        } else if error.is_outage() {
-            telemetry::statement_failed(&error, "requests cannot be served");
-            Self::Unavailable
-        } else {
-            tracing::error!(%error, "a request failed");
-            Self::Internal
-        }
-    }
-}
-
-impl From<Rejected> for ApiError {
-    fn from(rejected: Rejected) -> Self {
-        match rejected {
-            Rejected::Busy => Self::Busy,
-            Rejected::Unavailable => Self::Unavailable,
-            Rejected::KeyReused => Self::KeyReused,
-            Rejected::NoApplication => Self::ApplicationNotFound(None),
-            Rejected::Refused => Self::Internal,
-        }
     }
 }

@@ -200,12 +200,6 @@ impl Store {
             #[sqlx(flatten)]
             subscription: SubscriptionRow,
         }
-        let (id, uid) = match application {
-            Some(ApplicationName::Id(id)) => (Some(*id), None),
-            Some(ApplicationName::Uid(uid)) => (None, Some(uid.as_str())),
-            None if matches!(name, SubscriptionName::Uid(_)) => (Some(DEFAULT_APPLICATION), None),
-            None => (None, None),
-        };
         macro_rules! of_application {
             ($named:literal) => {
                 current_subscriptions!(concat!(
@@ -217,6 +211,12 @@ impl Store {
                 ))
             };
         }
+        let (id, uid) = match application {
+            Some(ApplicationName::Id(id)) => (Some(*id), None),
+            Some(ApplicationName::Uid(uid)) => (None, Some(uid.as_str())),
+            None if matches!(name, SubscriptionName::Uid(_)) => (Some(DEFAULT_APPLICATION), None),
+            None => (None, None),
+        };
         bounded(async {
             let query = match name {
                 SubscriptionName::Id(_) => of_application!("s.subscription_id = $3"),

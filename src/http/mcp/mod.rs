@@ -74,12 +74,8 @@ pub fn refused(problem: impl Into<Problem>) -> Response {
     response
 }
 
-async fn answer(
-    service: Service,
-    state: &ApiState,
-    request: Request,
-) -> Result<Response, Problem> {
-    access::is_no_web_page(request.headers())?;
+async fn answer(service: Service, state: &ApiState, request: Request) -> Result<Response, Problem> {
+    access::is_no_web_page(&state.hosts, request.headers())?;
     KnownQuery::none().check(request.uri())?;
     let (parts, body) = request.into_parts();
     let whole = Request::from_parts(parts.clone(), body);
