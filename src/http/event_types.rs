@@ -24,6 +24,7 @@ use crate::{
     domain::{
         ApplicationId, Definition, EventType, Permission,
         catalogue::{DefinitionError, standard_catalogue},
+        ids::DEFAULT_APPLICATION,
     },
     store::{
         StoreError,

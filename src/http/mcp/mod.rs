@@ -31,9 +31,7 @@ use rmcp::transport::streamable_http_server::{
 use serde_json::json;
 
 use self::{server::Server, tool::Tool};
-use super::{
-    ApiError, ApiState, access, body, openapi::Operation, problem::Problem, query::KnownQuery,
-};
+use super::{ApiState, access, body, openapi::Operation, problem::Problem, query::KnownQuery};
 
 /// Where it is.
 pub const PATH: &str = "/mcp";
