@@ -6,6 +6,9 @@ use sqlx::{
     postgres::{PgArguments, PgStatement},
 };
 
+/// The beginnings of the parts of a query that write.
+const WRITES: [&str; 3] = ["insert into ", "update ", "delete from "];
+
 /// A statement that can be copied.
 #[derive(Clone)]
 pub(super) struct Statement {
@@ -33,10 +36,12 @@ impl Statement {
         })
     }
 
-    /// Whether it changes nothing that outlives its session. Queries that write begin with another
-    /// word than `select`.
+    /// Whether it changes nothing that outlives its session: a query, also of several parts, none of
+    /// which writes.
     pub fn is_harmless(&self) -> bool {
-        self.begins || self.sql.as_str().trim_start().starts_with("select")
+        let sql = self.sql.as_str().trim_start();
+        let writes = || WRITES.iter().any(|write| sql.contains(write));
+        self.begins || sql.starts_with("select") || (sql.starts_with("with") && !writes())
     }
 }
 
@@ -55,5 +60,25 @@ impl Execute<'_, Postgres> for Statement {
 
     fn persistent(&self) -> bool {
         self.is_persistent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_statements_that_write_nothing_are_harmless() {
+        let is_harmless = |sql: &'static str| Statement::plain(sql).is_harmless();
+        assert!(is_harmless("select 1"));
+        assert!(is_harmless("\n    with seen as (select 1) select * from seen"));
+        assert!(!is_harmless("insert into event select 1"));
+        assert!(!is_harmless(
+            "with gone as (delete from dispatcher returning 1) select * from gone"
+        ));
+        assert!(!is_harmless("with beat as (update dispatcher set x = 1) select 1"));
+        assert!(!is_harmless("with stored as (insert into event select 1) select 1"));
+        assert!(!is_harmless("commit"));
+        assert!(Statement { begins: true, ..Statement::plain("begin") }.is_harmless());
     }
 }
