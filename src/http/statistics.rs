@@ -61,7 +61,7 @@ pub struct StatisticsBody {
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Breaker")]
 pub struct BreakerBody {
-    /// `open`: nothing until then; `half_open`: the next delivery is a probe.
+    /// `open`: nothing is sent until `open_until`; `half_open`: the next deliveries are probes.
     #[schemars(extend("enum" = ["closed", "open", "half_open"]))]
     state: &'static str,
     /// Failures one after the other.
@@ -70,7 +70,7 @@ pub struct BreakerBody {
     open_until: Option<DateTime<Utc>>,
     /// Until when the receiver asked for quiet, by 429 or `Retry-After`.
     paused_until: Option<DateTime<Utc>>,
-    /// `BREAKER_FAILURES`: so many open it; 0: none do.
+    /// `BREAKER_FAILURES`: the least number of failures in a row that opens it; 0: it never opens.
     opens_after: u16,
     /// `BREAKER_PAUSE_MAX`.
     pause_max_seconds: f64,

@@ -112,7 +112,7 @@ async fn a_hanging_receiver_times_out() {
 }
 
 #[tokio::test]
-async fn retry_after_holds_the_whole_lane() {
+async fn retry_after_holds_up_its_url_alone() {
     let receiver = Receiver::start(|before, _| match before {
         0 => Answer::status(429).header("retry-after", "2"),
         _ => Answer::status(200),
@@ -124,13 +124,17 @@ async fn retry_after_holds_the_whole_lane() {
         (app.event(&first).await["attempt_count"] == 1).then_some(())
     })
     .await;
-    // Another event of the same origin must not be sent into the pause.
-    let second = app.accept(&receiver.url("/b")).await;
-    app.wait_for(&first, "delivered").await;
-    app.wait_for(&second, "delivered").await;
+    // Another event of the same URL must not be sent into the pause; a neighbour is.
+    let second = app.accept(&receiver.url("/a")).await;
+    let neighbour = app.accept(&receiver.url("/b")).await;
+    for event in [&neighbour, &first, &second] {
+        app.wait_for(event, "delivered").await;
+    }
     let received = receiver.received();
-    let pause = received[1].at.duration_since(received[0].at);
-    // Not a measurement: what the receiver asked for is the least.
+    let paths: Vec<_> = received.iter().map(|request| request.path.as_str()).collect();
+    assert_eq!(paths, ["/a", "/b", "/a", "/a"]);
+    let pause = received[2].at.duration_since(received[0].at);
+    // Not a measurement: the receiver asked for two seconds at least.
     assert!(pause >= Duration::from_millis(1_900), "{pause:?}");
     app.stop().await;
 }
