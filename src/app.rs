@@ -338,6 +338,7 @@ async fn start_worker(
         addresses: config.addresses.clone(),
         response_body_max: config.response_body_max,
         retry_after_max: config.retry_after_max,
+        trust: config.trust.clone(),
         idle_per_host_max: config.lane_in_flight_max,
     };
     let (clock, keys, cms) = (clock.clone(), config.signing_keys.clone(), config.cms.clone());

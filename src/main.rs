@@ -103,9 +103,13 @@ fn run(command: commands::Command, settings: &Settings) -> ExitCode {
 /// Carries messages until the input ends.
 fn mcp(instance: &Instance, settings: &Settings) -> ExitCode {
     telemetry::start_logging(&settings.log, settings.log_format);
+    let trust = match settings.trust() {
+        Ok(trust) => trust,
+        Err(error) => return refuse(&error.to_string()),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        runtime.block_on(bridge::run(instance, tokio::io::stdin(), tokio::io::stdout()))
+        runtime.block_on(bridge::run(instance, &trust, tokio::io::stdin(), tokio::io::stdout()))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,7 +12,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
-use crate::tls;
+use crate::tls::{self, Trust, TrustError};
 
 /// How long connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,13 +41,13 @@ pub struct Peer(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Peer {
     /// Connects when it is first used.
-    pub fn new() -> Result<Self, rustls::Error> {
+    pub fn new(trust: &Trust) -> Result<Self, TrustError> {
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         tcp.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls::trusting_the_machine()?)
+            .with_tls_config(trust.client()?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
@@ -85,8 +85,12 @@ fn broken(error: &hyper_util::client::legacy::Error) -> PeerError {
     PeerError::Broken(with_causes(error).into())
 }
 
-/// An error and what it came from, in one line: the first says hardly more than that it is one.
+/// An error and what it came from, in one line: the first says hardly more than that it is one. A
+/// failed handshake is explained instead.
 fn with_causes(error: &(dyn Error + 'static)) -> String {
+    if let Some(text) = tls::explain_cause(error) {
+        return text;
+    }
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -10,7 +10,7 @@ use crate::{
     config::Database,
     embedded_postgres::{self, EmbeddedPostgres, EmbeddedPostgresError},
     store::{Store, StoreError, connector::Connector},
-    telemetry,
+    telemetry, tls,
 };
 
 /// How long the start waits for a database that is starting itself.
@@ -58,7 +58,10 @@ pub(super) async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::R
                 telemetry::statement_failed(&error, "waiting for the database");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            Err(error) => return Err(error).context("DATABASE_URL"),
+            Err(error) => {
+                let explained = tls::explain_cause(&error).map(anyhow::Error::msg);
+                return Err(explained.unwrap_or_else(|| error.into())).context("DATABASE_URL");
+            }
         }
     }
 }

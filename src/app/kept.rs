@@ -35,7 +35,7 @@ pub fn subscriptions(
     clock: &Clock,
 ) -> anyhow::Result<Option<Subscriptions>> {
     let Some(settings) = &config.cms else { return Ok(None) };
-    let client = Client::new(settings).context("PAYLOAD_URL (are CA certificates installed?)")?;
+    let client = Client::new(settings).context("PAYLOAD_URL")?;
     let checks = DocumentChecks {
         bounds: subscription_bounds(config),
         sealing: sealing.clone(),

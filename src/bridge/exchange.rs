@@ -12,6 +12,7 @@ use url::Url;
 use crate::{
     config::Instance,
     peer::{Peer, PeerError},
+    tls::Trust,
 };
 
 /// How long an answer may take: a dispatch waits for its results.
@@ -53,7 +54,7 @@ impl Head {
 
 impl Endpoint {
     /// `/mcp` of an instance.
-    pub fn new(instance: &Instance) -> anyhow::Result<Self> {
+    pub fn new(instance: &Instance, trust: &Trust) -> anyhow::Result<Self> {
         let mut url = instance.url.clone();
         ensure!(
             matches!(url.scheme(), "http" | "https"),
@@ -69,7 +70,7 @@ impl Endpoint {
             value.set_sensitive(true);
             anyhow::Ok(value)
         });
-        Ok(Self { url, key: key.transpose()?, peer: Peer::new()? })
+        Ok(Self { url, key: key.transpose()?, peer: Peer::new(trust)? })
     }
 
     /// Posts a message, and tells what is answered: nothing to a notification.
@@ -158,7 +159,7 @@ mod tests {
 
     fn endpoint(url: &str) -> anyhow::Result<Endpoint> {
         let flags = ["mcp".to_owned(), format!("--url={url}"), "--api-key=whd_x".to_owned()];
-        Endpoint::new(&Flags::parse_from(flags).instance)
+        Endpoint::new(&Flags::parse_from(flags).instance, &Trust::default())
     }
 
     #[test]

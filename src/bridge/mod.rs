@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::codec::{FramedRead, FramedWrite, LinesCodec, LinesCodecError};
 
 use self::exchange::{Endpoint, Head};
-use crate::config::Instance;
+use crate::{config::Instance, tls::Trust};
 
 /// How long a line may be: as long as the body of a request may be by default, and as much again.
 const LINE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -33,10 +33,11 @@ const INTERNAL_ERROR: i32 = -32_603;
 /// Carries messages until the input ends and what was asked is answered.
 pub async fn run(
     instance: &Instance,
+    trust: &Trust,
     input: impl AsyncRead + Unpin,
     output: impl AsyncWrite + Unpin,
 ) -> anyhow::Result<()> {
-    let endpoint = Arc::new(Endpoint::new(instance)?);
+    let endpoint = Arc::new(Endpoint::new(instance, trust)?);
     let mut lines = FramedRead::new(input, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
     let mut output = FramedWrite::new(output, LinesCodec::new());
     let room = Arc::new(Semaphore::new(UNDER_WAY_MAX));

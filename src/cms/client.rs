@@ -12,6 +12,7 @@ use url::Url;
 
 use super::CmsSettings;
 use crate::peer::{Peer, PeerError};
+use crate::tls::TrustError;
 
 /// How many bytes an answer may have.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -180,9 +181,9 @@ pub struct Client {
 
 impl Client {
     /// Connects when it is first used. Fails where the machine has no trusted certificates.
-    pub fn new(settings: &CmsSettings) -> Result<Self, rustls::Error> {
+    pub fn new(settings: &CmsSettings) -> Result<Self, TrustError> {
         Ok(Self {
-            peer: Peer::new()?,
+            peer: Peer::new(&settings.trust)?,
             api: settings.api.clone(),
             users: settings.users.clone(),
             authorization: settings.authorization.clone(),
@@ -290,7 +291,9 @@ impl Client {
             Ok(Err(error @ PeerError::Connect(_))) => Err(CmsError::Unreachable(error.to_string())),
             Ok(Err(error @ PeerError::Broken(_))) => Err(CmsError::Unclear(error.to_string())),
             Ok(Err(error @ PeerError::TooLong(_))) => Err(CmsError::Nonsense(error.to_string())),
-            Err(_) => Err(CmsError::Unclear(format!("nothing within {:?}", self.timeout))),
+            Err(_) => {
+                Err(CmsError::Unclear(format!("no answer within {} s", self.timeout.as_secs_f64())))
+            }
         }
     }
 }
@@ -345,7 +348,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{domain::ids::DEFAULT_APPLICATION, store::applications::ApplicationName};
+    use crate::{
+        domain::ids::DEFAULT_APPLICATION, store::applications::ApplicationName, tls::Trust,
+    };
 
     fn client(api: &str) -> Client {
         let settings = CmsSettings {
@@ -356,6 +361,7 @@ mod tests {
             application: ApplicationName::Id(DEFAULT_APPLICATION),
             subscriptions: None,
             deliveries: None,
+            trust: Trust::default(),
         };
         Client::new(&settings).unwrap()
     }

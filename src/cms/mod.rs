@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub use self::client::{Client, CmsError, Document, DocumentId, Page, Query};
-use crate::store::{Store, applications::ApplicationName};
+use crate::{
+    store::{Store, applications::ApplicationName},
+    tls::{Trust, TrustError},
+};
 
 /// Where the CMS is, and what is kept there.
 #[derive(Debug, Clone)]
@@ -34,6 +37,8 @@ pub struct CmsSettings {
     pub subscriptions: Option<SubscriptionsIn>,
     /// The collection of the log; `None`: it is not told.
     pub deliveries: Option<String>,
+    /// The authorities whose certificates are accepted.
+    pub trust: Trust,
 }
 
 /// Where subscriptions are kept.
@@ -57,7 +62,7 @@ pub struct Cms {
 
 impl Cms {
     /// Connects when it is first used. Fails where the machine has no trusted certificates.
-    pub fn new(settings: CmsSettings, store: Store) -> Result<Self, rustls::Error> {
+    pub fn new(settings: CmsSettings, store: Store) -> Result<Self, TrustError> {
         Ok(Self { client: Client::new(&settings)?, settings, store })
     }
 

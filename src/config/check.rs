@@ -24,6 +24,7 @@ use crate::{
     },
     http::{Access, AdminKey, ClientBounds, DispatchBounds, HostNames},
     store::partitions::Retention,
+    tls::Trust,
     worker::Keys,
 };
 
@@ -69,6 +70,8 @@ pub struct Config {
     pub addresses: AddressPolicy,
     /// The name servers that are asked for targets; none: the system's.
     pub dns_servers: Vec<SocketAddr>,
+    /// The authorities whose certificates are accepted.
+    pub trust: Trust,
     /// What the answer of a dispatch waits for.
     pub dispatch: DispatchBounds,
     /// The backstop of the queue.
@@ -251,6 +254,7 @@ impl Settings {
             target_url: self.target(is_local_default, &addresses)?,
             addresses,
             dns_servers: dns::servers(set(self.dns_servers.as_deref()))?,
+            trust: self.trust()?,
             dispatch: self.dispatch()?,
             poll_interval: self.poll_interval()?,
             http_timeout,
@@ -294,6 +298,16 @@ impl Settings {
                 Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
             }
             None => Ok(DEFAULT_BIND),
+        }
+    }
+
+    /// The authorities of `EXTRA_CA_CERTS`, beside those of the machine.
+    pub fn trust(&self) -> Result<Trust, ConfigError> {
+        match &self.extra_ca_certs {
+            Some(file) if !file.as_os_str().is_empty() => {
+                Trust::with_file(file).map_err(|error| bad("EXTRA_CA_CERTS", error.to_string()))
+            }
+            _ => Ok(Trust::default()),
         }
     }
 
@@ -525,6 +539,12 @@ pub(super) mod tests {
         for wrong in ["dns.example", "9.9.9.9,", "9.9.9.9:0", "9.9.9.9:x", &nine] {
             refused(&[&format!("--dns-servers={wrong}")], &["DNS_SERVERS"]);
         }
+    }
+
+    #[test]
+    fn missing_file_of_authorities_is_refused() {
+        refused(&["--extra-ca-certs=/nowhere/ca.pem"], &["EXTRA_CA_CERTS", "/nowhere/ca.pem"]);
+        assert!(check(&["--extra-ca-certs="]).is_ok());
     }
 
     #[test]

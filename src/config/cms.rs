@@ -58,6 +58,7 @@ impl Settings {
             subscriptions: subscriptions
                 .map(|collection| SubscriptionsIn { collection, poll_interval }),
             deliveries,
+            trust: self.trust()?,
         }))
     }
 

@@ -93,6 +93,9 @@ pub struct Settings {
     /// address, with a port unless that is 53 (1 to 8).
     #[arg(long, env = "DNS_SERVERS")]
     pub dns_servers: Option<String>,
+    /// PEM file of authorities that are trusted beside those of the system.
+    #[arg(long, env = "EXTRA_CA_CERTS")]
+    pub extra_ca_certs: Option<PathBuf>,
     /// Targets of a dispatch up to which its answer waits for their results (0 to 100).
     #[arg(long, env = "DISPATCH_INLINE_MAX", default_value = "10")]
     pub dispatch_inline_max: usize,

@@ -31,6 +31,7 @@ use crate::domain::{
     outcome::{Failure, classify},
     target::literal_address,
 };
+use crate::tls::{Trust, TrustError};
 
 /// How many bytes of an answer's header lines are kept.
 const RESPONSE_HEADER_BYTES_KEPT: usize = 16 * 1024;
@@ -44,14 +45,16 @@ pub struct ClientSettings {
     pub response_body_max: usize,
     /// The longest that a receiver can make us wait by `Retry-After`.
     pub retry_after_max: Duration,
+    /// The authorities whose certificates are accepted.
+    pub trust: Trust,
     /// Idle connections kept to one host.
     pub idle_per_host_max: usize,
 }
 
 /// The client could not be made: no trusted certificates were found, for instance.
 #[derive(Debug, thiserror::Error)]
-#[error("the HTTP client could not be made (are CA certificates installed?): {0}")]
-pub struct ClientError(#[source] rustls::Error);
+#[error("the HTTP client could not be made: {0}")]
+pub struct ClientError(TrustError);
 
 /// Sends requests. Cheap to clone; all clones share the connections.
 #[derive(Clone)]
@@ -83,7 +86,7 @@ impl Client {
         let policy = Arc::new(settings.addresses.clone());
         let resolver = |is_https| VettingResolver::new(resolver.clone(), policy.clone(), is_https);
         Ok(Self(Arc::new(Shared {
-            https: Connector::encrypted(resolver(true)).map_err(ClientError)?,
+            https: Connector::encrypted(resolver(true), &settings.trust).map_err(ClientError)?,
             http: Connector::plain(resolver(false)),
             pool: Pool::new(settings.idle_per_host_max),
             settings,

@@ -29,8 +29,12 @@ use super::{
     connection::{Connection, ConnectionError},
     failure::is_out_of_files,
     resolver::VettingResolver,
+    words::refused,
 };
-use crate::{domain::ErrorClass, tls};
+use crate::{
+    domain::ErrorClass,
+    tls::{Trust, TrustError},
+};
 
 /// Connection Attempt Delay (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -50,9 +54,9 @@ impl Connector {
         Self { resolver, tls: None }
     }
 
-    /// Opens connections over TLS, trusting what the machine trusts.
-    pub fn encrypted(resolver: VettingResolver) -> Result<Self, rustls::Error> {
-        let mut config = tls::trusting_the_machine()?;
+    /// Opens connections over TLS.
+    pub fn encrypted(resolver: VettingResolver, trust: &Trust) -> Result<Self, TrustError> {
+        let mut config = trust.client()?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self { resolver, tls: Some(TlsConnector::from(Arc::new(config))) })
     }
@@ -100,7 +104,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (address, error)) in self.attempts.iter().enumerate() {
             let before = if index == 0 { "no connection to" } else { ", nor to" };
-            write!(f, "{before} {address} ({error})")?;
+            write!(f, "{before} {address} ({})", refused(error))?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use super::{metered::Exhausted, resolver::ResolveError};
+use super::{metered::Exhausted, resolver::ResolveError, words::describe};
 use crate::domain::{
     ErrorClass,
     outcome::{Failure, Fault},
@@ -17,7 +17,7 @@ pub(super) const OUT_OF_FILES: [i32; 2] =
 pub(super) fn failure_of(error: &(dyn Error + 'static), otherwise: ErrorClass) -> Failure {
     let known = causes(error).find_map(class_of);
     let (class, fault) = known.unwrap_or((otherwise, otherwise.fault()));
-    Failure::new(class, describe(error)).counted_against(fault)
+    Failure::new(class, describe(error, class)).counted_against(fault)
 }
 
 /// Whether an exchange failed since no file could be opened.
@@ -55,18 +55,10 @@ fn class_of(cause: &(dyn Error + 'static)) -> Option<(ErrorClass, Fault)> {
     Some((class, class.fault()))
 }
 
-/// The innermost causes; what is around them only names the layers of the client.
-fn describe(error: &(dyn Error + 'static)) -> String {
-    let texts: Vec<_> = causes(error).map(ToString::to_string).collect();
-    match texts.as_slice() {
-        [.., before, last] if !before.contains(last.as_str()) => format!("{before}: {last}"),
-        [.., before, _] => before.clone(),
-        [only] => only.clone(),
-        [] => String::new(),
-    }
-}
-
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+/// The causes of an error, the outermost first.
+pub(super) fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     // No chain of ours is this deep; a cycle must not hang us.
     const CAUSES_MAX: usize = 16;
     let mut next = Some(error);

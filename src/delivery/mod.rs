@@ -8,6 +8,7 @@ mod metered;
 mod pool;
 pub mod request;
 pub mod resolver;
+mod words;
 
 pub use client::{Client, ClientError, Exchange};
 pub use request::Outgoing;

@@ -148,7 +148,7 @@ fn complete_folders(folders: Vec<PathBuf>) -> Vec<PathBuf> {
 
 async fn version_of(dir: &Path, account: &Account) -> Result<u32, String> {
     let line = first_line(&dir.join("postgres"), "--version", account).await?;
-    parse_version(&line).ok_or_else(|| format!("`postgres --version` said {line:?}"))
+    parse_version(&line).ok_or_else(|| format!("`postgres --version` said `{line}`"))
 }
 
 /// What a program prints, run as the account that will run it: one that root may run and `postgres`

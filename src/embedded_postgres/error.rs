@@ -91,7 +91,7 @@ pub enum EmbeddedPostgresError {
     },
 
     /// `DATA_DIR` is a path that Postgres or its socket cannot express.
-    #[error("DATA_DIR {data_dir:?} cannot be used: {reason}")]
+    #[error("DATA_DIR {} cannot be used: {reason}", .data_dir.display())]
     UnusableDataDir {
         /// The folder asked for.
         data_dir: PathBuf,
@@ -145,7 +145,9 @@ pub enum EmbeddedPostgresError {
     },
 
     /// Postgres runs but took no connection in time.
-    #[error("Postgres was not ready after {waited:?} ({last}). The end of {log}:\n{tail}")]
+    #[error(
+        "Postgres was not ready after {} s ({last}). The end of {log}:\n{tail}", .waited.as_secs()
+    )]
     NotReady {
         /// How long we waited.
         waited: Duration,

@@ -185,7 +185,8 @@ impl StoredSchema {
             // It could be compiled when it was made. To take what it may forbid would be worse.
             tracing::error!(
                 event_type_id = self.key.0,
-                ?error,
+                pointer = error.pointer,
+                reason = %error.reason,
                 "a stored schema cannot be compiled"
             );
             CatalogueError::Broken

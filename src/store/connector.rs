@@ -308,7 +308,7 @@ fn with_advice(error: Error) -> Error {
          certificate of version 3, or set `sslmode=disable` in DATABASE_URL"
             .to_owned()
     } else {
-        format!("{tls}; `sslmode` in DATABASE_URL says what is required")
+        format!("{}; `sslmode` in DATABASE_URL says what is required", crate::tls::explain(tls))
     };
     Error::Tls(advice.into())
 }

@@ -436,7 +436,7 @@ async fn within<T>(
     answer: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
-        let reason = format!("no answer within {timeout:?}");
+        let reason = format!("no answer within {} s", timeout.as_secs_f64());
         Err(Error::Io(io::Error::new(io::ErrorKind::TimedOut, reason)))
     })
 }

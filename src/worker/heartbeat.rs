@@ -77,7 +77,10 @@ pub async fn run(
                 shared.steady_beats.store(0, Ordering::Relaxed);
                 // The handover has fenced itself by then; this only says so.
                 if last_beat.elapsed() >= FENCED_AFTER && !is_fenced {
-                    tracing::warn!("no heartbeat for {FENCED_AFTER:?}; nothing is sent until one");
+                    tracing::warn!(
+                        "no heartbeat for {} s; nothing is sent until one",
+                        FENCED_AFTER.as_secs()
+                    );
                     is_fenced = true;
                 }
             }

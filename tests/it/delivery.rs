@@ -16,6 +16,7 @@ use webhook_dispatcher::{
         signature::SigningKeys,
         subscription::{CustomHeaders, Method, SignatureHeaders},
     },
+    tls::Trust,
 };
 
 use crate::support::{
@@ -32,11 +33,21 @@ fn client(allowed: &[&str], requires_https: bool) -> Client {
 }
 
 pub fn client_with(allowed: &[&str], requires_https: bool, resolver: &Arc<Resolver>) -> Client {
+    client_that_trusts(allowed, requires_https, resolver, Trust::default())
+}
+
+pub fn client_that_trusts(
+    allowed: &[&str],
+    requires_https: bool,
+    resolver: &Arc<Resolver>,
+    trust: Trust,
+) -> Client {
     let allowed = allowed.iter().map(|net| net.parse().unwrap()).collect();
     let settings = ClientSettings {
         addresses: AddressPolicy::new(allowed, requires_https),
         response_body_max: 1_000,
         retry_after_max: Duration::from_secs(60),
+        trust,
         idle_per_host_max: 4,
     };
     Client::new(settings, resolver).unwrap()

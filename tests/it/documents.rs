@@ -24,6 +24,7 @@ const FOREIGN: &[&str] = &[
     "POSTGRES_DB",
     "POSTGRES_PASSWORD",
     "POSTGRES_USER",
+    "SSL_CERT_DIR",
     "SSL_CERT_FILE",
     "UNIX_EPOCH",
     "UTF_8",

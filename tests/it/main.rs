@@ -24,6 +24,7 @@ mod erasure;
 mod event_types;
 mod explaining;
 mod guides;
+mod handshakes;
 mod hostile;
 mod hostile_clients;
 mod isolation;

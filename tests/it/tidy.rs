@@ -10,15 +10,15 @@ use std::{
 /// Which module may use which; what is not named here may use everything.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &["domain"]),
-    ("store", &["domain", "store"]),
+    ("store", &["domain", "store", "tls"]),
     ("delivery", &["domain", "delivery", "tls"]),
     ("ingest", &["domain", "store", "ingest", "clock", "telemetry"]),
     ("worker", &["domain", "store", "delivery", "ingest", "worker", "clock", "telemetry"]),
     ("sealing", &["domain", "store", "sealing"]),
     ("http", &["domain", "store", "ingest", "http", "clock", "telemetry"]),
-    ("cms", &["domain", "store", "cms", "http", "peer", "clock", "telemetry"]),
+    ("cms", &["domain", "store", "cms", "http", "peer", "clock", "telemetry", "tls"]),
     ("commands", &["domain", "store", "config", "embedded_postgres", "commands"]),
-    ("bridge", &["config", "peer"]),
+    ("bridge", &["config", "peer", "tls"]),
     ("embedded_postgres", &["embedded_postgres"]),
 ];
 /// What the pure core must not know.
@@ -149,6 +149,21 @@ fn only_the_configuration_reads_the_environment() {
     for file in rust_files(&root().join("src")) {
         if !file.starts_with(root().join("src/config")) {
             assert!(!code(&file).contains("env::var"), "{}", file.display());
+        }
+    }
+}
+
+/// Messages show no debug output: names of types help no operator. `words` makes words of such a name.
+#[test]
+fn messages_have_no_debug_output() {
+    for file in rust_files(&root().join("src")) {
+        for line in code(&file).lines().filter(|line| {
+            !line.contains("{variant:?}")
+                && !line.contains("assert")
+                && !line.contains(".contains(")
+        }) {
+            let is_field = line.contains(", ?") || line.trim_start().starts_with('?');
+            assert!(!line.contains(":?}") && !is_field, "{}: {line}", file.display());
         }
     }
 }

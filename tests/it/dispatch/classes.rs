@@ -41,9 +41,9 @@ async fn each_fault_of_a_target_has_its_class() {
         ("http://does-not-exist.invalid/".to_owned(), "dns", None, "no such host name"),
         ("http://169.254.169.254/".to_owned(), "blocked_address", None, "ALLOWED_TARGET_CIDRS"),
         ("http://10.0.0.1/".to_owned(), "blocked_address", None, "ALLOWED_TARGET_CIDRS"),
-        (expired.url(), "tls", None, "expired"),
+        (expired.url(), "tls", None, "expired at"),
         (other.url(), "tls", None, "not valid for name"),
-        (stranger.url(), "tls", None, "UnknownIssuer"),
+        (stranger.url(), "tls", None, "not trusted"),
         (garbled.url(), "protocol", None, ""),
         (flooding.url(), "response_too_large", None, ""),
     ];

@@ -1,11 +1,15 @@
 //! Receivers behind TLS, with certificates of the tests' own authority.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::{
     ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -28,6 +32,13 @@ pub enum Certificate {
     Good,
     OfAnotherHost,
     Expired,
+    NotYetValid,
+    /// Issued by an authority between, whose certificate is not sent.
+    WithoutIntermediate,
+    /// Its own issuer, and no authority.
+    SelfSigned,
+    /// With `CA:TRUE`, and issued by the authority.
+    AuthorityItself,
 }
 
 impl Authority {
@@ -41,6 +52,14 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
+    /// The same in a file that no other authority of this process has.
+    pub fn file_in_folder(&self) -> PathBuf {
+        let name = format!("authority-{:x}.pem", rand::random::<u64>());
+        let file = std::env::temp_dir().join(name);
+        std::fs::write(&file, &self.pem).unwrap();
+        file
+    }
+
     /// Writes the authority's certificate to a file, for `SSL_CERT_FILE`.
     pub fn file(&self) -> PathBuf {
         let file = std::env::temp_dir().join(format!("authority-{}.pem", std::process::id()));
@@ -51,23 +70,58 @@ impl Authority {
     fn server_config(&self, certificate: Certificate) -> ServerConfig {
         let host = match certificate {
             Certificate::OfAnotherHost => "other.example",
-            Certificate::Good | Certificate::Expired => "127.0.0.1",
+            _ => "127.0.0.1",
         };
         let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        if matches!(certificate, Certificate::Expired) {
-            params.not_before = date_time_ymd(2020, 1, 1);
-            params.not_after = date_time_ymd(2021, 1, 1);
+        match certificate {
+            Certificate::Expired => {
+                params.not_before = date_time_ymd(2020, 1, 1);
+                params.not_after = date_time_ymd(2021, 1, 1);
+            }
+            Certificate::NotYetValid => {
+                params.not_before = date_time_ymd(2100, 1, 1);
+                params.not_after = date_time_ymd(2101, 1, 1);
+            }
+            _ => {}
+        }
+        if matches!(certificate, Certificate::AuthorityItself) {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         }
         let key = KeyPair::generate().unwrap();
-        let chain = vec![params.signed_by(&key, &self.issuer).unwrap().der().clone()];
+        let signed = match certificate {
+            Certificate::SelfSigned => params.self_signed(&key),
+            Certificate::WithoutIntermediate => {
+                let mut between = CertificateParams::default();
+                between.distinguished_name.push(DnType::CommonName, "between");
+                between.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                let between = Issuer::new(between, KeyPair::generate().unwrap());
+                params.signed_by(&key, &between)
+            }
+            _ => params.signed_by(&key, &self.issuer),
+        };
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap()
+        server_config(vec![signed.unwrap().der().clone()], key)
     }
+}
+
+/// Writes a certificate with `CA:TRUE` that is its own issuer and has run out, and its key.
+pub fn expired_authority(certificate: &Path, key: &Path) {
+    let pair = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 1, 1);
+    std::fs::write(certificate, params.self_signed(&pair).unwrap().pem()).unwrap();
+    std::fs::write(key, pair.serialize_pem()).unwrap();
+}
+
+fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> ServerConfig {
+    ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
 }
 
 /// Answers 200 to every request, over TLS, on one connection after the other.
@@ -93,7 +147,19 @@ impl TlsReceiver {
         certificate: Certificate,
         script: Option<(Vec<u8>, Then)>,
     ) -> Self {
-        let acceptor = TlsAcceptor::from(Arc::new(authority.server_config(certificate)));
+        Self::serving_with(authority.server_config(certificate), script).await
+    }
+
+    /// Serves with a certificate and a key of PEM files.
+    pub async fn presenting(certificate: &Path, key: &Path) -> Self {
+        let chain = CertificateDer::pem_file_iter(certificate).unwrap();
+        let chain = chain.collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        Self::serving_with(server_config(chain, key), None).await
+    }
+
+    async fn serving_with(config: ServerConfig, script: Option<(Vec<u8>, Then)>) -> Self {
+        let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         #[expect(clippy::disallowed_methods, reason = "aborted when the receiver is dropped")]
