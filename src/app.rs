@@ -2,12 +2,13 @@
 
 mod database;
 mod kept;
+mod time;
 
 use std::{
     net::SocketAddr,
     path::Path,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -45,8 +46,6 @@ const CMS_CONNECTIONS_MAX: u32 = 2;
 const LANE_HELD_MAX: usize = 8_192;
 const HELD_MAX: usize = 65_536;
 const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// How often the database's clock is sampled by a process that sends no heartbeat.
-const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long batches under way may still commit at the end.
 const INGEST_END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -118,13 +117,15 @@ impl App {
         let listener = TcpListener::bind(config.bind)
             .await
             .with_context(|| format!("BIND: {} cannot be listened on", config.bind))?;
-        let store = Store::connect_lazy(connector.clone(), API_CONNECTIONS_MAX);
-        let store = telling(store, config.cms.as_deref());
-        let ingest_store = Store::connect_lazy(connector.clone(), 1);
-        let outbox_store = Store::connect_lazy(connector.clone(), 1);
         let clock = Clock::default();
-        wait_for_database(&store, &clock).await?;
+        let connect = |connections_max| {
+            Store::connect_lazy(connector.clone(), connections_max).with_clock(&clock)
+        };
+        let store = telling(connect(API_CONNECTIONS_MAX), config.cms.as_deref());
+        let (ingest_store, outbox_store) = (connect(1), connect(1));
+        wait_for_database(&store).await?;
         store.migrate().await?;
+        time::start(&store, &clock).await?;
         let sealing_keys = match (config.encryption.clone(), data_dir) {
             (keys, Some(data_dir)) => sealing::keys(&store, keys, data_dir).await?,
             (Some(keys), None) => keys,
@@ -141,19 +142,20 @@ impl App {
         if config.role != Role::Worker {
             ingest_store.prepare_to_store().await?;
         }
-        let handover = Arc::new(Handover::new(Limits {
+        let limits = Limits {
             lane_in_flight_max: config.lane_in_flight_max,
             lane_held_max: LANE_HELD_MAX.max(config.lane_in_flight_max),
             in_flight_max: config.in_flight_max,
             held_max: HELD_MAX.max(config.in_flight_max),
             held_bytes_max: HELD_BYTES_MAX,
             breaker: config.breaker,
-        }));
+        };
+        let handover = Arc::new(Handover::new(limits).with_idle(config.idle_interval));
         let routes = Arc::new(Routes::new(sealing_keys.clone()));
         let failed = CancellationToken::new();
         let cms = config.cms.clone().filter(|_| config.role != Role::Api);
         let cms = cms.map(|settings| {
-            let store = Store::connect_lazy(connector.clone(), CMS_CONNECTIONS_MAX);
+            let store = connect(CMS_CONNECTIONS_MAX);
             let cms = Cms::new(*settings, store).map(Box::new);
             cms.context("PAYLOAD_URL (are CA certificates installed?)")
         });
@@ -237,7 +239,9 @@ impl App {
         let cms_link = kept.map(|kept| kept::keep(&kept, config.role, &tasks, &stop, &failed));
         tasks.spawn(fold_metrics(stop.clone()));
         if worker.is_none() {
-            tasks.spawn(sample_clock(store.clone(), clock.clone(), stop.clone()));
+            let sampling =
+                time::sample(store.clone(), clock.clone(), handover.clone(), stop.clone());
+            tasks.spawn(sampling);
             tasks.spawn({
                 let (store, handover, stop) = (store.clone(), handover.clone(), stop.clone());
                 async move { tell_others(&store, &handover, &stop, || false).await }
@@ -349,14 +353,14 @@ async fn start_worker(
         .handle()
         .spawn(async move {
             let client = Client::new(client, &Resolver::new(&dns_servers))?;
+            let connect = |connections_max| {
+                Store::connect_lazy(connector.clone(), connections_max).with_clock(&clock)
+            };
             let stores = Stores {
-                recorder: telling(Store::connect_lazy(connector.clone(), 1), cms.as_deref()),
-                claimer: Store::connect_lazy(connector.clone(), 1),
-                heartbeat: Store::connect_lazy(connector.clone(), 1),
-                others: telling(
-                    Store::connect_lazy(connector, WORKER_CONNECTIONS_MAX),
-                    cms.as_deref(),
-                ),
+                recorder: telling(connect(1), cms.as_deref()),
+                claimer: connect(1),
+                heartbeat: connect(1),
+                others: telling(connect(WORKER_CONNECTIONS_MAX), cms.as_deref()),
             };
             let started = Worker::start(stores, clock, desk, client, keys, settings, &failed).await;
             anyhow::Ok(started?)
@@ -385,20 +389,6 @@ impl Drop for SendingRuntime {
 /// Half of the processors for each half of the service.
 pub fn threads_per_half() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
-}
-
-/// Keeps the clock of a process that sends no heartbeats.
-async fn sample_clock(store: Store, clock: Clock, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(CLOCK_INTERVAL) => {}
-        }
-        let before = SystemTime::now();
-        if let Ok(time) = store.database_time().await {
-            clock.sample(time, before, SystemTime::now());
-        }
-    }
 }
 
 /// A store whose statements have the CMS told of what ends, if it keeps the log.

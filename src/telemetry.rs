@@ -50,6 +50,9 @@ const HTTP_CONNECTIONS: &str = "dispatcher_http_connections";
 const HTTP_REFUSALS: &str = "dispatcher_http_refusals_total";
 const CMS_LOOKS: &str = "dispatcher_cms_looks_total";
 const CMS_REFUSED: &str = "dispatcher_cms_documents_refused";
+const CLOCK_JUMP: &str = "dispatcher_database_clock_jump_seconds";
+const CLOCK_JUMPS: &str = "dispatcher_database_clock_jumps_total";
+const CLOCK_OFFSET: &str = "dispatcher_database_clock_offset_seconds";
 
 /// Upper bounds of the buckets of durations, in seconds.
 const SECONDS: &[f64] =
@@ -147,6 +150,9 @@ struct Metrics {
     cms_log_failed: [Counter; CMS_FAILURES.len()],
     cms_log_too_old: Counter,
     cms_log_gone: Counter,
+    clock_jump: Gauge,
+    clock_jumps: Counter,
+    clock_offset: Gauge,
     http_connections: Gauge,
     /// In the order of [`Refusal::ALL`].
     http_refused: [Counter; Refusal::ALL.len()],
@@ -182,6 +188,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     describe_gauge!(HTTP_CONNECTIONS, "Connections of clients");
     describe_counter!(HTTP_REFUSALS, "Requests and connections refused or cut off, by reason");
     describe_cms_log();
+    describe_gauge!(CLOCK_JUMP, "Jump of the database's clock that is in question; 0: none");
+    describe_counter!(CLOCK_JUMPS, "Jumps of the database's clock");
+    describe_gauge!(CLOCK_OFFSET, "Database's clock less that of this machine");
     Metrics {
         batch_events: histogram!(BATCH_EVENTS),
         batch_seconds: histogram!(BATCH_SECONDS),
@@ -214,6 +223,9 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         cms_log_failed: CMS_FAILURES.map(|class| counter!(CMS_LOG_FAILURES, "class" => class)),
         cms_log_too_old: counter!(CMS_LOG_DROPPED, "because" => "age"),
         cms_log_gone: counter!(CMS_LOG_DROPPED, "because" => "gone"),
+        clock_jump: gauge!(CLOCK_JUMP),
+        clock_jumps: counter!(CLOCK_JUMPS),
+        clock_offset: gauge!(CLOCK_OFFSET),
         http_connections: gauge!(HTTP_CONNECTIONS),
         http_refused: Refusal::ALL.map(|one| counter!(HTTP_REFUSALS, "reason" => one.as_str())),
     }
@@ -361,6 +373,21 @@ pub fn outbox_refused() {
 /// How long the oldest event from SQL waits, as of the last look.
 pub fn outbox_waits(seconds: f64) {
     METRICS.outbox_waits.set(seconds);
+}
+
+/// Jump of the database's clock that is in question, in seconds.
+pub fn clock_jump(seconds: f64) {
+    METRICS.clock_jump.set(seconds);
+}
+
+/// The database's clock has jumped.
+pub fn clock_jumped() {
+    METRICS.clock_jumps.increment(1);
+}
+
+/// Database's clock less that of this machine, in seconds.
+pub fn clock_offset(seconds: f64) {
+    METRICS.clock_offset.set(seconds);
 }
 
 /// What waits to be told to the CMS, as of the last look.

@@ -1,12 +1,11 @@
 //! The database of a start: found or started, waited for, and given the days of its history.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    clock::Clock,
     config::Database,
     embedded_postgres::{self, EmbeddedPostgres, EmbeddedPostgresError},
     store::{Store, StoreError, connector::Connector},
@@ -42,16 +41,12 @@ pub(super) async fn database(
     }
 }
 
-/// Waits for a database that is starting, and takes the first sample of its clock.
-pub(super) async fn wait_for_database(store: &Store, clock: &Clock) -> anyhow::Result<()> {
+/// Waits for a database that is starting.
+pub(super) async fn wait_for_database(store: &Store) -> anyhow::Result<()> {
     let give_up_at = Instant::now() + DATABASE_WAIT;
     loop {
-        let before = SystemTime::now();
         match store.database_time().await {
-            Ok(time) => {
-                clock.sample(time, before, SystemTime::now());
-                return Ok(());
-            }
+            Ok(_) => return Ok(()),
             Err(error)
                 if error.is_outage() && !error.is_of_pooler() && Instant::now() < give_up_at =>
             {

@@ -41,8 +41,8 @@ pub fn subscriptions(
         sealing: sealing.clone(),
         clock: clock.clone(),
     };
-    let store =
-        telling(Store::connect_lazy(connector.clone(), CMS_CONNECTIONS_MAX), Some(settings));
+    let connection = Store::connect_lazy(connector.clone(), CMS_CONNECTIONS_MAX).with_clock(clock);
+    let store = telling(connection, Some(settings));
     Ok(Subscriptions::of(settings, client, checks, store))
 }
 

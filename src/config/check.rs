@@ -37,9 +37,9 @@ const REQUEST_BODY_BYTES: std::ops::RangeInclusive<usize> = 1_024..=64 * 1024 * 
 const RESPONSE_BODY_BYTES: std::ops::RangeInclusive<usize> = 0..=1024 * 1024;
 /// The bounds of `HTTP_TIMEOUT`, in seconds.
 const HTTP_TIMEOUT_SECONDS: std::ops::RangeInclusive<f64> = 0.1..=300.0;
-/// The bounds of `WORKER_POLL_INTERVAL`, in seconds: less is a busy loop, and more strands what a
-/// lost wake-up has left.
+/// The bounds of `WORKER_POLL_INTERVAL`, in seconds: less is a busy loop.
 const WORKER_POLL_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=60.0;
+const IDLE_SECONDS: std::ops::RangeInclusive<f64> = 2.0..=3_600.0;
 /// The bounds of `DISPATCH_INLINE_MAX`, and of `DISPATCH_WAIT` in seconds.
 const DISPATCH_INLINE: std::ops::RangeInclusive<usize> = 0..=100;
 const DISPATCH_WAIT_SECONDS: std::ops::RangeInclusive<f64> = 0.05..=300.0;
@@ -76,6 +76,8 @@ pub struct Config {
     pub dispatch: DispatchBounds,
     /// The backstop of the queue.
     pub poll_interval: Duration,
+    /// Longest pause of an idle process between two statements of a kind; `None`: it does not rest.
+    pub idle_interval: Option<Duration>,
     /// The deadline over one exchange.
     pub http_timeout: Duration,
     /// When failed deliveries are tried again.
@@ -257,6 +259,9 @@ impl Settings {
             trust: self.trust()?,
             dispatch: self.dispatch()?,
             poll_interval: self.poll_interval()?,
+            idle_interval: (self.idle_interval)
+                .map(|interval| seconds_within("IDLE_INTERVAL", interval, &IDLE_SECONDS))
+                .transpose()?,
             http_timeout,
             retry,
             retry_after_max,

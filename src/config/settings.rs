@@ -106,6 +106,10 @@ pub struct Settings {
     /// normal way to wake.
     #[arg(long, env = "WORKER_POLL_INTERVAL", default_value = "1.5")]
     pub worker_poll_interval: Seconds,
+    /// Longest time between two statements of a kind while there is nothing to do, in seconds (2 to
+    /// 3600) [default: none, so that an idle process looks as often as a busy one].
+    #[arg(long, env = "IDLE_INTERVAL")]
+    pub idle_interval: Option<Seconds>,
     /// Deadline over one whole exchange with a receiver, in seconds (0.1 to 300).
     #[arg(long, env = "HTTP_TIMEOUT", default_value = "15")]
     pub http_timeout: Seconds,

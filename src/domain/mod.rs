@@ -26,6 +26,7 @@ pub mod hosts;
 pub mod ids;
 pub mod json;
 pub mod limits;
+pub mod liveness;
 pub mod named_keys;
 pub mod operator;
 pub mod outcome;
@@ -40,6 +41,7 @@ pub mod statistics;
 pub mod subscription;
 pub mod target;
 pub mod uid;
+pub mod witness;
 
 pub use access::{ApiKey, ApiKeyHash, Permission, Principal, Role};
 pub use catalogue::Definition;

@@ -207,6 +207,9 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
     let path = request.uri().path();
     let (is_probe, is_public) = (PROBES.contains(&path), openapi::is_public(path));
     let (is_mcp, is_signed) = (path == MCP_PATH, ingest::may_be_signed(&request));
+    if !PROCESS_PATHS.contains(&path) {
+        state.handover.idle().wake();
+    }
     let given = access::given_key(request.headers()).map(str::to_owned);
     let caller = match access::is_welcome(&state.access, &state.hosts, &request, is_public) {
         _ if is_probe => Ok(None),

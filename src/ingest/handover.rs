@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::Waiters;
+use super::{Idle, Waiters};
 use crate::{
     domain::{
         ApplicationId, DeliveryId, LaneId, LaneLimit, TargetUrl,
@@ -54,6 +54,7 @@ pub struct Handover {
     cut: Notify,
     /// Who waits for results.
     waiters: Waiters,
+    idle: Idle,
 }
 
 impl Handover {
@@ -71,7 +72,38 @@ impl Handover {
             tell_others: Notify::new(),
             cut: Notify::new(),
             waiters: Waiters::default(),
+            idle: Idle::new(None),
         }
+    }
+
+    /// The same, of a process that rests while it has nothing to do: at most so long at a time.
+    #[must_use]
+    pub fn with_idle(self, interval: Option<Duration>) -> Self {
+        Self { idle: Idle::new(interval), ..self }
+    }
+
+    /// Whether the process rests.
+    pub fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// The pause between looks of a process that rests. One that holds something does not.
+    pub fn resting(&self) -> Option<Duration> {
+        self.idle.resting().filter(|_| self.held().is_empty())
+    }
+
+    /// Sleeps for `pause`, or for longer while the process rests.
+    pub async fn rest(&self, pause: Duration) {
+        if self.resting().is_none() {
+            tokio::time::sleep(pause).await;
+        } else {
+            self.idle.sleep(pause).await;
+        }
+    }
+
+    /// The last id of this process, also where its heartbeat is old: to read with.
+    pub fn last_owner(&self) -> Option<DispatcherId> {
+        Some(self.owner.load(Ordering::Acquire)).filter(|id| *id != 0).map(DispatcherId::from_raw)
     }
 
     /// Who waits for results.
@@ -132,6 +164,7 @@ impl Handover {
         (application, limit): (ApplicationId, Option<LaneLimit>),
         bytes: usize,
     ) -> Option<DispatcherId> {
+        self.idle.wake();
         let owner = self.owner().filter(|_| !self.is_closing.load(Ordering::Acquire))?;
         let of = (application, limit.as_ref());
         let mut lanes = self.lanes();
@@ -186,6 +219,7 @@ impl Handover {
 
     /// Notes that committed deliveries of these lanes wait in the queue for a claim.
     pub fn leave_in_queue(&self, lanes: impl IntoIterator<Item = (LaneId, ApplicationId)>) {
+        self.idle.wake();
         // A process that never claims has nobody who would clear these notes.
         if self.owner.load(Ordering::Acquire) != 0 {
             let now = Instant::now();

@@ -100,7 +100,7 @@ impl Mover {
             let wait = match self.round(&stop).await {
                 Ok(is_done) => {
                     (pause, is_failing) = (FAILURE_PAUSE.0, false);
-                    if is_done { LOOK_INTERVAL } else { Duration::ZERO }
+                    if is_done { None } else { Some(Duration::ZERO) }
                 }
                 Err(error) => {
                     // Every second of an outage would be a line.
@@ -111,12 +111,18 @@ impl Mover {
                     self.forget_mark();
                     let wait = pause;
                     pause = (pause * 2).min(FAILURE_PAUSE.1);
-                    wait
+                    Some(wait)
+                }
+            };
+            let pausing = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => self.intake.handover.rest(LOOK_INTERVAL).await,
                 }
             };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = pausing => {}
             }
         }
     }
@@ -137,6 +143,7 @@ impl Mover {
             self.mark = look.here;
             return Ok(true);
         }
+        self.intake.handover.idle().wake();
         // What the look before saw is moved by now, by whomever: only committed rows are gone.
         if let Some(earlier) = earlier.filter(|_| look.is_all_newer) {
             self.mark = earlier;

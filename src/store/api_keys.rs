@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     idempotency::{Reservation, Standing, stand},
+    time::push_ordered_now,
 };
 use crate::domain::{ApiKeyHash, ApiKeyId, ApplicationId, Principal, Role};
 
@@ -98,7 +99,7 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let standing = stand(&mut transaction, once).await?;
+            let standing = stand(&mut transaction, once, self.times()).await?;
             if standing != Standing::New {
                 return Ok(standing);
             }
@@ -138,8 +139,10 @@ impl Store {
         bounded(async {
             let mut query = QueryBuilder::<Postgres>::new("with known as (select hash, ");
             query.push(COLUMNS).push(" from api_key where hash = any(").push_bind(&hashes);
+            query.push(") and revoked_at is null and (expires_at is null or expires_at > ");
+            push_ordered_now(&mut query, self.times());
             query.push(
-                ") and revoked_at is null and (expires_at is null or expires_at > now())
+                ")
                   and not exists (
                       select from application a
                       where a.application_id = api_key.application_id and a.deleted_at is not null

@@ -11,6 +11,7 @@ use super::{
         Changed, NewSigningKey, NewSubscription, SIGNING_KEYS_MAX, SUBSCRIPTIONS_MAX,
     },
     subscriptions::SettingsRow,
+    time::{Times, ordered_now},
 };
 use crate::domain::{
     ApplicationId, Pace, RateLimit, SubscriptionId, event::OPERATOR_TYPES, operator,
@@ -22,6 +23,7 @@ pub(super) struct Change<'c> {
     /// What the change is made in; without a commit nothing of it is.
     pub(super) transaction: Transaction<'c>,
     version: i64,
+    times: Times,
 }
 
 /// What a subscription is to say from now on.
@@ -43,6 +45,7 @@ pub(super) struct NextRevision<'a> {
 pub(super) async fn begin(
     connection: &mut Session,
     application: ApplicationId,
+    times: Times,
 ) -> Result<Option<Change<'_>>, StoreError> {
     let mut transaction = connection.begin().await?;
     let version: Option<i64> = sqlx::query_scalar(
@@ -53,7 +56,7 @@ pub(super) async fn begin(
     .bind(application.uuid())
     .fetch_optional(&mut *transaction)
     .await?;
-    Ok(version.map(|version| Change { transaction, version }))
+    Ok(version.map(|version| Change { transaction, version, times }))
 }
 
 impl Change<'_> {
@@ -205,28 +208,36 @@ impl Change<'_> {
         .fetch_optional(&mut *self.transaction)
         .await?;
         let Some(revision) = revision else { return Ok(false) };
-        sqlx::query(
-            "update signing_key set retires_at = now() + $3
+        sqlx::query(concat!(
+            "update signing_key set retires_at = ",
+            ordered_now!("$4"),
+            " + $3
              where application_id = $1 and subscription_id = $2 and retires_at is null",
-        )
+        ))
         .bind(application.uuid())
         .bind(id.uuid())
         .bind(interval(overlap))
+        .bind(self.times.expected)
         .execute(&mut *self.transaction)
         .await?;
         insert_key(&mut self.transaction, application, Some(id), key).await?;
-        sqlx::query(
-            "update signing_key set retires_at = now()
+        sqlx::query(concat!(
+            "update signing_key set retires_at = ",
+            ordered_now!("$4"),
+            "
              where signing_key_id in (
                  select signing_key_id from signing_key
                  where application_id = $1 and subscription_id = $2
-                   and (retires_at is null or retires_at > now())
+                   and (retires_at is null or retires_at > ",
+            ordered_now!("$4"),
+            ")
                  order by retires_at is not null, signing_key_id desc offset $3
              )",
-        )
+        ))
         .bind(application.uuid())
         .bind(id.uuid())
         .bind(SIGNING_KEYS_MAX)
+        .bind(self.times.expected)
         .execute(&mut *self.transaction)
         .await?;
         self.move_to(id, revision + 1, None).await?;
@@ -240,15 +251,17 @@ impl Change<'_> {
         revision: i32,
         uid: Option<&str>,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        sqlx::query(concat!(
             "update subscription
-             set revision = $2, routing_version = $3, updated_at = now(), uid = coalesce($4, uid)
-             where subscription_id = $1",
-        )
+             set revision = $2, routing_version = $3, uid = coalesce($4, uid), updated_at = ",
+            ordered_now!("$5"),
+            " where subscription_id = $1",
+        ))
         .bind(id.uuid())
         .bind(revision)
         .bind(self.version)
         .bind(uid)
+        .bind(self.times.expected)
         .execute(&mut *self.transaction)
         .await?;
         Ok(())

@@ -15,6 +15,7 @@ use super::{
     deliveries::Ranges,
     dispatches::{TargetResult, shown_attempt},
     queue::interval,
+    time::{ordered_now, settled_now},
 };
 use crate::domain::{ApplicationId, EventId};
 
@@ -99,7 +100,11 @@ impl Store {
     /// Tells what waits. Costs the same however much it is.
     pub async fn cms_log_standing(&self) -> Result<Standing, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(STANDING).bind(AGAIN_COUNTED_MAX).fetch_one(&self.pool).await?)
+            Ok(sqlx::query_as(STANDING)
+                .bind(AGAIN_COUNTED_MAX)
+                .bind(self.times().expected)
+                .fetch_one(&self.pool)
+                .await?)
         })
         .await
     }
@@ -107,12 +112,18 @@ impl Store {
     /// Takes the lease, or keeps it, for so long from now on; `false`: another process has it.
     pub async fn lease_cms_log(&self, owner: Uuid, lease: Duration) -> Result<bool, StoreError> {
         bounded(async {
-            let leased = sqlx::query(
-                "update cms_log_teller set owner = $1, leased_until = clock_timestamp() + $2
-                 where owner = $1 or leased_until < clock_timestamp()",
-            )
+            let leased = sqlx::query(concat!(
+                "update cms_log_teller set owner = $1, leased_until = clock.now + $2
+                 from (select ",
+                ordered_now!("$3"),
+                " as now) as clock
+                 where owner = $1 or leased_until < clock.now
+                    -- No lease is so long: it was taken while the clock was wrong.
+                    or leased_until > clock.now + $2 * 2",
+            ))
             .bind(owner)
             .bind(interval(lease))
+            .bind(self.times().expected)
             .execute(&self.pool)
             .await?;
             Ok(leased.rows_affected() > 0)
@@ -141,8 +152,11 @@ impl Store {
         let mut due: Vec<Due> = Vec::new();
         bounded(async {
             let half = i64::try_from(events_max / 2).unwrap_or(i64::MAX);
-            let again: Vec<DueRow> =
-                sqlx::query_as(NEXT_AGAIN).bind(half).fetch_all(&self.pool).await?;
+            let again: Vec<DueRow> = sqlx::query_as(NEXT_AGAIN)
+                .bind(half)
+                .bind(self.times().expected)
+                .fetch_all(&self.pool)
+                .await?;
             due.extend(again.into_iter().map(Due::from));
             let rest = i64::try_from(events_max - due.len()).unwrap_or(i64::MAX);
             let queued: Vec<DueRow> = sqlx::query_as(NEXT_QUEUED)
@@ -214,6 +228,7 @@ impl Store {
                 .bind(applications)
                 .bind(tries)
                 .bind(after)
+                .bind(self.times().expected)
                 .execute(&self.pool)
                 .await?;
             Ok(())
@@ -231,6 +246,7 @@ impl Store {
             Ok(sqlx::query_scalar(DROP_OLD)
                 .bind(interval(age_max))
                 .bind(rows_max)
+                .bind(self.times().settled)
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -251,21 +267,26 @@ impl From<DueRow> for Due {
 
 // Places are given in order and rows go in about that order, so the ends tell how many there are; to
 // count a backlog of a day would take seconds.
-const STANDING: &str = "
-    select coalesce(last.place - first.place + 1, 0) as rows,
+const STANDING: &str = concat!(
+    "select coalesce(last.place - first.place + 1, 0) as rows,
            coalesce(extract(epoch from now() - first.queued_at), 0)::float8 as oldest_seconds,
            (select count(*) from (select from cms_log_again limit $1) as counted) as again,
-           exists (select from cms_log_again where due_at <= now()) as is_again_due
+           exists (select from cms_log_again where due_at <= ",
+    ordered_now!("$2"),
+    ") as is_again_due
     from (select) as one
     left join (
         select place, queued_at from cms_log_queue order by place limit 1
     ) as first on true
-    left join (select place from cms_log_queue order by place desc limit 1) as last on true";
+    left join (select place from cms_log_queue order by place desc limit 1) as last on true"
+);
 
-const NEXT_AGAIN: &str = "
-    select event_id, application_id, array[]::bigint[] as places, try_count
-    from cms_log_again where due_at <= now()
-    order by due_at limit $1";
+const NEXT_AGAIN: &str = concat!(
+    "select event_id, application_id, array[]::bigint[] as places, try_count
+    from cms_log_again where due_at <= ",
+    ordered_now!("$2"),
+    " order by due_at limit $1"
+);
 
 const NEXT_QUEUED: &str = "
     select event_id, application_id, array_agg(place) as places, null::int as try_count
@@ -300,27 +321,35 @@ const EVENT_LOGS: &str = concat!(
     order by d.delivery_id"
 );
 
-const NOTE: &str = "
-    with told as (delete from cms_log_queue where place = any($1)),
+const NOTE: &str = concat!(
+    "with told as (delete from cms_log_queue where place = any($1)),
     retold as (delete from cms_log_again where event_id = any($2) and event_id <> all($3))
     insert into cms_log_again (event_id, application_id, try_count, due_at)
-    select event_id, application_id, try_count, now() + delay
+    select event_id, application_id, try_count, ",
+    ordered_now!("$7"),
+    " + delay
     from unnest($3::uuid[], $4::uuid[], $5::int[], $6::interval[])
         as a(event_id, application_id, try_count, delay)
     on conflict (event_id) do update
-    set try_count = excluded.try_count, due_at = excluded.due_at";
+    set try_count = excluded.try_count, due_at = excluded.due_at"
+);
 
-const DROP_OLD: &str = "
-    with queued as (
+const DROP_OLD: &str = concat!(
+    "with queued as (
         delete from cms_log_queue
         where place in (select place from cms_log_queue order by place limit $2)
-          and queued_at < now() - $1
+          and queued_at < ",
+    settled_now!("$3"),
+    " - $1
         returning place
     ),
     again as (
         delete from cms_log_again
         where event_id in (select event_id from cms_log_again order by due_at limit $2)
-          and queued_at < now() - $1
+          and queued_at < ",
+    settled_now!("$3"),
+    " - $1
         returning event_id
     )
-    select (select count(*) from queued) + (select count(*) from again)";
+    select (select count(*) from queued) + (select count(*) from again)"
+);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, queue::interval};
+use super::{Store, StoreError, bounded, queue::interval, time::ordered_now};
 use crate::domain::ApplicationId;
 
 impl Store {
@@ -18,18 +18,24 @@ impl Store {
         pause: Duration,
     ) -> Result<bool, StoreError> {
         bounded(async {
-            let taken = sqlx::query(
+            let taken = sqlx::query(concat!(
                 "insert into cms_look as l (application_id, owner, held_until)
-                 values ($1, $2, now() + $3)
+                 select $1, $2, ",
+                ordered_now!("$5"),
+                " + $3
                  on conflict (application_id) do update
                  set owner = excluded.owner, held_until = excluded.held_until
-                 where (l.owner = excluded.owner or l.held_until < now())
-                   and (l.ended_at is null or l.ended_at <= now() - $4)",
-            )
+                 -- What lies further ahead than a turn was written while the clock was wrong.
+                 where (l.owner = excluded.owner or l.held_until < excluded.held_until - $3
+                        or l.held_until > excluded.held_until + $3)
+                   and (l.ended_at is null or l.ended_at <= excluded.held_until - $3 - $4
+                        or l.ended_at > excluded.held_until + $3)",
+            ))
             .bind(application.uuid())
             .bind(owner)
             .bind(interval(hold))
             .bind(interval(pause))
+            .bind(self.times().expected)
             .execute(&self.pool)
             .await?;
             Ok(taken.rows_affected() == 1)
@@ -45,13 +51,16 @@ impl Store {
         hold: Duration,
     ) -> Result<bool, StoreError> {
         bounded(async {
-            let kept = sqlx::query(
-                "update cms_look set held_until = now() + $3
+            let kept = sqlx::query(concat!(
+                "update cms_look set held_until = ",
+                ordered_now!("$4"),
+                " + $3
                  where application_id = $1 and owner = $2",
-            )
+            ))
             .bind(application.uuid())
             .bind(owner)
             .bind(interval(hold))
+            .bind(self.times().expected)
             .execute(&self.pool)
             .await?;
             Ok(kept.rows_affected() == 1)
@@ -67,14 +76,19 @@ impl Store {
         is_whole: bool,
     ) -> Result<(), StoreError> {
         bounded(async {
-            sqlx::query(
+            sqlx::query(concat!(
                 "update cms_look
-                 set held_until = now(), ended_at = case when $3 then now() else ended_at end
+                 set held_until = clock.now,
+                     ended_at = case when $3 then clock.now else ended_at end
+                 from (select ",
+                ordered_now!("$4"),
+                " as now) as clock
                  where application_id = $1 and owner = $2",
-            )
+            ))
             .bind(application.uuid())
             .bind(owner)
             .bind(is_whole)
+            .bind(self.times().expected)
             .execute(&self.pool)
             .await?;
             Ok(())

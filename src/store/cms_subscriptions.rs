@@ -131,7 +131,8 @@ impl Store {
     ) -> Result<Changed, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, read.application).await? else {
+            let Some(mut change) = begin(&mut connection, read.application, self.times()).await?
+            else {
                 return Ok(Changed::Gone);
             };
             let id = match wanted {
@@ -175,7 +176,8 @@ impl Store {
     ) -> Result<Changed, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, read.application).await? else {
+            let Some(mut change) = begin(&mut connection, read.application, self.times()).await?
+            else {
                 return Ok(Changed::Gone);
             };
             if !change.note(read, None, Some(because)).await? {
@@ -197,7 +199,7 @@ impl Store {
     ) -> Result<Option<Option<SubscriptionId>>, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, application).await? else {
+            let Some(mut change) = begin(&mut connection, application, self.times()).await? else {
                 return Ok(None);
             };
             let removed: Option<Option<Uuid>> = sqlx::query_scalar(

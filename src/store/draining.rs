@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::{
     Store, StoreError, bounded,
     ending::{from_parked, from_queue, taken_end, told_to_cms},
+    time::settled_now,
 };
 use crate::domain::SubscriptionId;
 
@@ -44,8 +45,8 @@ impl Store {
         self.ended_portion_of(CANCEL_PARKED, subscription, rows_max).await
     }
 
-    /// Moves up to `rows_max` deliveries of a subscription by a statement of these two parameters, which
-    /// tells how many there were.
+    /// Moves up to `rows_max` deliveries of a subscription by a statement of these two parameters and the
+    /// time, which tells how many there were.
     pub(super) async fn portion_of(
         &self,
         statement: &'static str,
@@ -56,6 +57,7 @@ impl Store {
             Ok(sqlx::query_scalar(statement)
                 .bind(subscription.uuid())
                 .bind(rows_max)
+                .bind(self.times().expected)
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -101,11 +103,14 @@ impl Store {
     /// is done.
     pub async fn mark_drained(&self, subscription: SubscriptionId) -> Result<(), StoreError> {
         bounded(async {
-            sqlx::query(
+            sqlx::query(concat!(
                 "update subscription set drains_since = null
-                 where subscription_id = $1 and drains_since < now() - interval '1 hour'",
-            )
+                 where subscription_id = $1 and drains_since < ",
+                settled_now!("$2"),
+                " - interval '1 hour'",
+            ))
             .bind(subscription.uuid())
+            .bind(self.times().settled)
             .execute(&self.pool)
             .await?;
             Ok(())

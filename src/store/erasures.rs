@@ -17,6 +17,7 @@ use super::{
     jobs::{Jobs, above_all_at, one_at_a_time},
     queue::interval,
     session::Session,
+    time::{Times, push_ordered_now, push_step_due},
 };
 use crate::domain::{
     ApplicationId, ErasureId, EventId,
@@ -123,7 +124,7 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let standing = stand(&mut transaction, once).await?;
+            let standing = stand(&mut transaction, once, self.times()).await?;
             if standing != Standing::New {
                 return Ok(standing);
             }
@@ -181,15 +182,14 @@ impl Store {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
             let mut query = QueryBuilder::<Postgres>::new("select ");
-            query.push(COLUMNS).push(
-                " from erasure where state = 'running' and next_step_at <= now()
-                  order by next_step_at limit 1 for update skip locked",
-            );
+            query.push(COLUMNS).push(" from erasure where state = 'running' and ");
+            push_step_due(&mut query, self.times());
+            query.push(" order by next_step_at limit 1 for update skip locked");
             let due: Option<ErasureRow> =
                 query.build_query_as().fetch_optional(&mut *transaction).await?;
             let Some(row) = due else { return Ok(None) };
             by_key(&mut transaction).await?;
-            let row = step(&mut transaction, &row, self.cms()).await?;
+            let row = step(&mut transaction, &row, self.cms(), self.times()).await?;
             transaction.commit().await?;
             Ok(Some(row))
         })
@@ -201,6 +201,7 @@ async fn step(
     connection: &mut Session,
     row: &ErasureRow,
     cms: Option<&str>,
+    times: Times,
 ) -> Result<ErasureRow, StoreError> {
     let unmoved = if row.event_cursor.is_nil() {
         // What is still on its way from SQL never becomes an event; what is being moved at this moment
@@ -235,7 +236,9 @@ async fn step(
     query.push(", ended_at = case when ").push_bind(is_done).push(" then now() end");
     query.push(", subject = case when not ").push_bind(is_done).push(" then subject end");
     query.push(", event_cursor = ").push_bind(cursor);
-    query.push(", next_step_at = now() + ").push_bind(interval(pause));
+    query.push(", next_step_at = ");
+    push_ordered_now(&mut query, times);
+    query.push(" + ").push_bind(interval(pause));
     query.push(", event_count = event_count + ").push_bind(events);
     query.push(", payload_count = payload_count + ").push_bind(erased.payloads + unmoved.events);
     query.push(", attempt_count = attempt_count + ").push_bind(erased.attempts);

@@ -116,7 +116,7 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let standing = stand(&mut transaction, once).await?;
+            let standing = stand(&mut transaction, once, self.times()).await?;
             if standing != Standing::New {
                 return Ok(standing);
             }

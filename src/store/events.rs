@@ -11,6 +11,7 @@ use super::{
     prompt,
     session::Session,
     targets::{NewTargetSettings, insert_targets},
+    time::{Times, ordered_now},
 };
 use crate::domain::{
     DeliveryId, EventId, EventType, IdempotencyKey, LaneId, Subject, Submission, SubscriptionId,
@@ -90,25 +91,26 @@ impl Store {
     /// Without keys, and without targets that have settings of their own, it is one statement, and so
     /// one round trip and one commit.
     pub async fn store_events(&self, events: &[NewEvent<'_>]) -> Result<StoredBatch, StoreError> {
+        let times = self.times();
         prompt(&self.pace, async {
             let mut connection = self.pool.acquire().await?;
             if events.iter().all(is_one_statement) {
                 let all: Vec<_> = events.iter().collect();
-                return Ok(if insert_events(&mut connection, &all).await? {
+                return Ok(if insert_events(&mut connection, &all, times).await? {
                     StoredBatch::Committed(vec![Stored::New; events.len()])
                 } else {
                     StoredBatch::StaleRouting
                 });
             }
             let mut transaction = connection.begin().await?;
-            let stored = reserve_keys(&mut transaction, events).await?;
+            let stored = reserve_keys(&mut transaction, events, times).await?;
             let new: Vec<_> = events
                 .iter()
                 .zip(&stored)
                 .filter(|(_, stored)| **stored == Stored::New)
                 .map(|(event, _)| event)
                 .collect();
-            if !new.is_empty() && !insert_events(&mut transaction, &new).await? {
+            if !new.is_empty() && !insert_events(&mut transaction, &new, times).await? {
                 return Ok(StoredBatch::StaleRouting);
             }
             transaction.commit().await?;
@@ -156,6 +158,7 @@ fn is_one_statement(event: &NewEvent<'_>) -> bool {
 async fn reserve_keys(
     connection: &mut Session,
     events: &[NewEvent<'_>],
+    times: Times,
 ) -> Result<Vec<Stored>, StoreError> {
     let mut stored = vec![Stored::New; events.len()];
     let (mut indexes, mut wanted) = (Vec::new(), Vec::new());
@@ -173,7 +176,7 @@ async fn reserve_keys(
     if wanted.is_empty() {
         return Ok(stored);
     }
-    for (index, standing) in indexes.into_iter().zip(reserve(connection, &wanted).await?) {
+    for (index, standing) in indexes.into_iter().zip(reserve(connection, &wanted, times).await?) {
         stored[index] = match standing {
             Standing::New => Stored::New,
             Standing::Repeat(id) => Stored::Repeat(EventId::from_uuid(id)),
@@ -191,6 +194,7 @@ async fn reserve_keys(
 pub(super) async fn insert_events(
     connection: &mut Session,
     events: &[&NewEvent<'_>],
+    times: Times,
 ) -> Result<bool, StoreError> {
     let mut versions: Vec<(Uuid, i64)> = events
         .iter()
@@ -224,6 +228,7 @@ pub(super) async fn insert_events(
         .bind(delivery.is_parked)
         .bind(column.route)
         .bind(column.idempotency_key)
+        .bind(times.expected)
         .fetch_one(&mut *connection)
         .await?;
     if is_current && events.iter().any(|event| has_targets(event)) {
@@ -232,8 +237,11 @@ pub(super) async fn insert_events(
     Ok(is_current)
 }
 
-const INSERT_EVENTS: &str = "
-    with stale as materialized (
+const INSERT_EVENTS: &str = concat!(
+    "with clock as materialized (select ",
+    ordered_now!("$22"),
+    " as now),
+    stale as materialized (
         select 1
         from unnest($1::uuid[], $2::bigint[]) as routed(application_id, version)
         left join application using (application_id)
@@ -242,9 +250,10 @@ const INSERT_EVENTS: &str = "
     ),
     stored_event as (
         insert into event (event_id, application_id, type, subject, metadata, routing_version,
-                           delivery_count, route, idempotency_key)
-        select * from unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
-                             $8::bigint[], $9::int[], $20::text[], $21::text[])
+                           delivery_count, route, idempotency_key, created_at)
+        select e.*, (select now from clock)
+        from unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bigint[],
+                    $9::int[], $20::text[], $21::text[]) as e
         where not exists (select from stale)
     ),
     stored_payload as (
@@ -254,9 +263,11 @@ const INSERT_EVENTS: &str = "
     ),
     stored_delivery as (
         insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
-                                    target_url, payload_bytes, owner, claim_number)
+                                    target_url, payload_bytes, owner, claim_number, created_at,
+                                    due_at)
         select delivery_id, event_id, application_id, lane_id, subscription_id, target_url,
-               payload_bytes, owner, case when d.owner is null then 0 else 1 end
+               payload_bytes, owner, case when d.owner is null then 0 else 1 end,
+               (select now from clock), (select now from clock)
         from unnest($11::uuid[], $12::uuid[], $13::uuid[], $14::uuid[], $15::uuid[], $16::text[],
                     $17::int[], $18::int[], $19::boolean[])
              as d(delivery_id, event_id, application_id, lane_id, subscription_id, target_url,
@@ -265,15 +276,17 @@ const INSERT_EVENTS: &str = "
     ),
     parked_delivery as (
         insert into delivery_parked (delivery_id, event_id, application_id, subscription_id,
-                                     target_url, payload_bytes)
-        select delivery_id, event_id, application_id, subscription_id, target_url, payload_bytes
+                                     target_url, payload_bytes, created_at, due_at)
+        select delivery_id, event_id, application_id, subscription_id, target_url, payload_bytes,
+               (select now from clock), (select now from clock)
         from unnest($11::uuid[], $12::uuid[], $13::uuid[], $15::uuid[], $16::text[], $17::int[],
                     $19::boolean[])
              as d(delivery_id, event_id, application_id, subscription_id, target_url,
                   payload_bytes, is_parked)
         where is_parked and not exists (select from stale)
     )
-    select not exists (select from stale)";
+    select not exists (select from stale)"
+);
 
 #[derive(Default)]
 struct EventColumns<'a> {

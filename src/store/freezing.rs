@@ -13,6 +13,7 @@ use super::{
     Store, StoreError, bounded,
     partitions::{DayState, TABLES, day_tables, start_of},
     session::Session,
+    time::{Times, settled_now},
 };
 
 /// How long after its end a day is left alone: some of what it began is still tried again.
@@ -36,7 +37,7 @@ impl Store {
         let Some(mut alone) = self.alone(FREEZE_LOCK, PACE.to_owned()).await? else {
             return Ok(Vec::new());
         };
-        let days = bounded(days_over(&mut alone.connection)).await?;
+        let days = bounded(days_over(&mut alone.connection, self.times())).await?;
         let vacuum = |name: String| {
             let vacuum = format!("vacuum (freeze, skip_locked) {name}");
             (name, vec![vacuum])
@@ -46,8 +47,11 @@ impl Store {
 }
 
 /// The days that are over and have something, most of which is not known to be visible to all.
-async fn days_over(connection: &mut Session) -> Result<Vec<String>, StoreError> {
-    let now: DateTime<Utc> = sqlx::query_scalar("select now()").fetch_one(&mut *connection).await?;
+async fn days_over(connection: &mut Session, times: Times) -> Result<Vec<String>, StoreError> {
+    let now: DateTime<Utc> = sqlx::query_scalar(concat!("select ", settled_now!("$1")))
+        .bind(times.settled)
+        .fetch_one(&mut *connection)
+        .await?;
     let mut names = Vec::new();
     for (table, _) in TABLES {
         let days = day_tables(connection, table).await?.into_iter().filter(|one| {

@@ -2,7 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, session::Session};
+use super::{
+    Store, StoreError, bounded,
+    session::Session,
+    time::{Times, ordered_now, settled_now},
+};
 
 /// How many hours the answer to an idempotency key is kept.
 pub const IDEMPOTENCY_HOURS: u32 = 24;
@@ -55,6 +59,7 @@ struct KeyRow {
 pub(super) async fn reserve(
     connection: &mut Session,
     wanted: &[Reservation<'_>],
+    times: Times,
 ) -> Result<Vec<Standing>, StoreError> {
     let mut sorted: Vec<_> = wanted.iter().collect();
     sorted.sort_unstable_by_key(|one| (one.application_id, one.key));
@@ -62,21 +67,28 @@ pub(super) async fn reserve(
     let keys: Vec<&str> = sorted.iter().map(|one| one.key).collect();
     let fingerprints: Vec<&[u8]> = sorted.iter().map(|one| one.fingerprint.as_slice()).collect();
     let ids: Vec<Uuid> = sorted.iter().map(|one| one.result_id).collect();
-    sqlx::query(
+    sqlx::query(concat!(
         "with patience as materialized (select set_config('lock_timeout', $6, true))
-         insert into idempotency_key as known (application_id, key, fingerprint, event_id)
-         select wanted.*
+         insert into idempotency_key as known (application_id, key, fingerprint, event_id, created_at)
+         select wanted.*, ",
+        ordered_now!("$7"),
+        "
          from patience, unnest($1::uuid[], $2::text[], $3::bytea[], $4::uuid[]) as wanted
          on conflict (application_id, key) do update
-         set fingerprint = excluded.fingerprint, event_id = excluded.event_id, created_at = now()
-         where known.created_at < now() - make_interval(hours => $5)",
-    )
+         set fingerprint = excluded.fingerprint, event_id = excluded.event_id,
+             created_at = excluded.created_at
+         where known.created_at < ",
+        settled_now!("$8"),
+        " - make_interval(hours => $5)",
+    ))
     .bind(&applications)
     .bind(&keys)
     .bind(&fingerprints)
     .bind(&ids)
     .bind(IDEMPOTENCY_HOURS.cast_signed())
     .bind(KEY_PATIENCE)
+    .bind(times.expected)
+    .bind(times.settled)
     .execute(&mut *connection)
     .await
     .map_err(|error| if is_lock_timeout(&error) { StoreError::KeyHeld } else { error.into() })?;
@@ -104,9 +116,10 @@ fn is_lock_timeout(error: &sqlx::Error) -> bool {
 pub(super) async fn stand(
     connection: &mut Session,
     once: Option<Reservation<'_>>,
+    times: Times,
 ) -> Result<Standing, StoreError> {
     match once {
-        Some(once) => Ok(reserve(connection, &[once]).await?[0]),
+        Some(once) => Ok(reserve(connection, &[once], times).await?[0]),
         None => Ok(Standing::New),
     }
 }
@@ -132,16 +145,19 @@ impl Store {
     /// Deletes up to `rows_max` idempotency keys that are past their time; tells how many.
     pub async fn forget_idempotency_keys(&self, rows_max: i64) -> Result<u64, StoreError> {
         bounded(async {
-            let deleted = sqlx::query(
+            let deleted = sqlx::query(concat!(
                 "delete from idempotency_key where (application_id, key) in (
                      select application_id, key from idempotency_key
-                     where created_at < now() - make_interval(hours => $1)
+                     where created_at < ",
+                settled_now!("$3"),
+                " - make_interval(hours => $1)
                      order by created_at limit $2
                      for update skip locked
                  )",
-            )
+            ))
             .bind(IDEMPOTENCY_HOURS.cast_signed())
             .bind(rows_max)
+            .bind(self.times().settled)
             .execute(&self.pool)
             .await?;
             Ok(deleted.rows_affected())

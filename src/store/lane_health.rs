@@ -5,19 +5,30 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, dispatchers::DispatcherId, queue::interval};
+use super::{
+    Store, StoreError, bounded,
+    dispatchers::DispatcherId,
+    queue::interval,
+    time::{ordered_now, settled_now},
+};
 use crate::domain::{ApplicationId, LaneId, pacing::Health};
 
 /// Rows of one look. What is beyond is seen by the next one.
 pub const ROWS_MAX: usize = 5_000;
 
-/// The rows of a [`HealthRow`].
+/// The rows of a [`HealthRow`], given the parameter of the time. What was written in the future, by a
+/// clock that was wrong, lasts for as long as it was to last.
 macro_rules! health {
-    () => {
-        "select lane_id, application_id, failures, told_by, updated_at,
-                extract(epoch from open_until - now())::float8 as open_s,
-                extract(epoch from paused_until - now())::float8 as paused_s
-         from lane_health"
+    ($expected:literal) => {
+        concat!(
+            "select lane_id, application_id, failures, told_by, updated_at,
+                extract(epoch from open_until - greatest(clock.now, updated_at))::float8 as open_s,
+                extract(epoch from paused_until - greatest(clock.now, updated_at))::float8
+                    as paused_s
+             from lane_health cross join (select ",
+            ordered_now!($expected),
+            " as now) as clock"
+        )
     };
 }
 
@@ -69,6 +80,7 @@ impl Store {
                 .bind(column(|one| one.open_for))
                 .bind(column(|one| one.paused_for))
                 .bind(by)
+                .bind(self.times().expected)
                 .execute(&self.pool)
                 .await?;
             Ok(())
@@ -84,11 +96,12 @@ impl Store {
     ) -> Result<Vec<HealthRow>, StoreError> {
         bounded(async {
             Ok(sqlx::query_as(concat!(
-                health!(),
+                health!("$3"),
                 " where updated_at >= coalesce($1, '-infinity') order by updated_at limit $2"
             ))
             .bind(since)
             .bind(i64::try_from(ROWS_MAX).unwrap_or(i64::MAX))
+            .bind(self.times().expected)
             .fetch_all(&self.pool)
             .await?)
         })
@@ -98,8 +111,9 @@ impl Store {
     /// How these lanes fare, those that do not answer well.
     pub async fn health_of(&self, lanes: &[LaneId]) -> Result<Vec<HealthRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(concat!(health!(), " where lane_id = any($1)"))
+            Ok(sqlx::query_as(concat!(health!("$2"), " where lane_id = any($1)"))
                 .bind(lanes.iter().map(|lane| lane.uuid()).collect::<Vec<_>>())
+                .bind(self.times().expected)
                 .fetch_all(&self.pool)
                 .await?)
         })
@@ -115,15 +129,19 @@ impl Store {
     /// more; tells how many.
     pub async fn forget_health(&self, age: Duration, rows_max: i64) -> Result<u64, StoreError> {
         bounded(async {
-            let deleted = sqlx::query(
+            let deleted = sqlx::query(concat!(
                 "delete from lane_health where lane_id in (
                      select lane_id from lane_health
-                     where updated_at < now() - $1
-                       and coalesce(greatest(open_until, paused_until) < now(), true)
-                     order by updated_at limit $2 for update skip locked)",
-            )
+                     cross join (select ",
+                settled_now!("$3"),
+                " as now) as settled
+                     where updated_at < settled.now - $1
+                       and coalesce(greatest(open_until, paused_until) < settled.now, true)
+                     order by updated_at limit $2 for update of lane_health skip locked)",
+            ))
             .bind(interval(age))
             .bind(rows_max)
+            .bind(self.times().settled)
             .execute(&self.pool)
             .await?;
             Ok(deleted.rows_affected())
@@ -132,15 +150,23 @@ impl Store {
     }
 }
 
-const TELL: &str = "
-    insert into lane_health as known
+const TELL: &str = concat!(
+    "insert into lane_health as known
         (lane_id, application_id, failures, open_until, paused_until, told_by, updated_at)
-    select lane_id, application_id, failures, clock_timestamp() + open_for,
-           clock_timestamp() + paused_for, $6, clock_timestamp()
+    select lane_id, application_id, failures, clock.now + open_for, clock.now + paused_for, $6,
+           clock.now
     from unnest($1::uuid[], $2::uuid[], $3::int[], $4::interval[], $5::interval[])
         as news(lane_id, application_id, failures, open_for, paused_for)
+    cross join (select ",
+    ordered_now!("$7"),
+    " + (clock_timestamp() - now()) as now) as clock
     on conflict (lane_id) do update
     set failures = excluded.failures, open_until = excluded.open_until,
-        -- What the receiver asked of one process it asked of all.
-        paused_until = greatest(excluded.paused_until, known.paused_until),
-        told_by = excluded.told_by, updated_at = excluded.updated_at";
+        -- What the receiver asked of one process it asked of all; not if it was written in the future.
+        paused_until = greatest(
+            excluded.paused_until,
+            case when known.updated_at < excluded.updated_at + interval '5 seconds'
+                 then known.paused_until end
+        ),
+        told_by = excluded.told_by, updated_at = excluded.updated_at"
+);

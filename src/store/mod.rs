@@ -56,6 +56,7 @@ pub mod statistics;
 pub mod subscription_changes;
 pub mod subscriptions;
 pub mod targets;
+mod time;
 
 use std::{
     sync::{
@@ -72,6 +73,7 @@ use self::{
     connector::{Connector, PoolerBetween},
     pool::Pool,
 };
+use crate::clock::Clock;
 
 /// Longer than any statement of ours takes on a healthy server; a connection that exceeds it is
 /// given up, since the network may have swallowed it.
@@ -97,6 +99,8 @@ pub struct Store {
     test_pool: Arc<OnceLock<PgPool>>,
     /// The id or the uid of the application whose results the CMS is told of.
     cms: Option<Arc<str>>,
+    /// What the database's clock is compared with.
+    clock: Option<Clock>,
 }
 
 /// Why a statement did not do its work.
@@ -214,7 +218,7 @@ impl Store {
     /// A store over its own pool. Connects when first used.
     pub fn connect_lazy(connector: impl Into<Connector>, connections_max: u32) -> Self {
         let pool = Pool::new(connector.into(), connections_max);
-        Self { pool, pace: Pace::default(), test_pool: Arc::default(), cms: None }
+        Self { pool, pace: Pace::default(), test_pool: Arc::default(), cms: None, clock: None }
     }
 
     /// The same store, which has the CMS told of what ends for this application.
@@ -225,6 +229,12 @@ impl Store {
             ApplicationName::Uid(uid) => uid.as_str().to_owned(),
         };
         Self { cms: Some(name.into()), ..self }
+    }
+
+    /// The same store, whose statements go by the database's clock only where this one confirms it.
+    #[must_use]
+    pub fn with_clock(self, clock: &Clock) -> Self {
+        Self { clock: Some(clock.clone()), ..self }
     }
 
     /// What the statements that end deliveries are told of the CMS.

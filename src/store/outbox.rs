@@ -18,6 +18,7 @@ use super::{
     pool::PooledSession,
     prompt,
     session::Transaction,
+    time::{Times, settled_now},
 };
 use crate::domain::{ApplicationId, EventId};
 
@@ -210,22 +211,25 @@ impl Store {
 
     /// Lends a connection to move with.
     pub async fn outbox(&self) -> Result<Outbox, StoreError> {
-        Ok(Outbox(self.pool.acquire().await?, self.pace.clone()))
+        Ok(Outbox { session: self.pool.acquire().await?, store: self.clone() })
     }
 
     /// Deletes up to `rows_max` refused events that were refused so long ago; tells how many.
     pub async fn forget_refused(&self, keep: Duration, rows_max: i64) -> Result<u64, StoreError> {
         bounded(async {
-            let deleted = sqlx::query(
+            let deleted = sqlx::query(concat!(
                 "delete from outbox_refused where ctid in (
                      select ctid from outbox_refused
-                     where refused_at < now() - make_interval(secs => $1)
+                     where refused_at < ",
+                settled_now!("$3"),
+                " - make_interval(secs => $1)
                      order by refused_at limit $2
                      for update skip locked
                  )",
-            )
+            ))
             .bind(keep.as_secs_f64())
             .bind(rows_max)
+            .bind(self.times().settled)
             .execute(&self.pool)
             .await?;
             Ok(deleted.rows_affected())
@@ -235,19 +239,29 @@ impl Store {
 }
 
 /// A connection to move with.
-pub struct Outbox(PooledSession, Pace);
+pub struct Outbox {
+    session: PooledSession,
+    store: Store,
+}
 
 impl Outbox {
     /// Begins a batch. Dropped before its commit, it has moved nothing.
     pub async fn begin(&mut self) -> Result<Move<'_>, StoreError> {
-        let Self(session, pace) = self;
-        let pace = pace.clone();
-        prompt(&pace.clone(), async { Ok(Move(session.begin().await?, pace)) }).await
+        let (times, pace) = (self.store.times(), self.store.pace.clone());
+        let session = &mut self.session;
+        prompt(&pace.clone(), async {
+            Ok(Move { transaction: session.begin().await?, pace, times })
+        })
+        .await
     }
 }
 
 /// A batch on its way.
-pub struct Move<'c>(Transaction<'c>, Pace);
+pub struct Move<'c> {
+    transaction: Transaction<'c>,
+    pace: Pace,
+    times: Times,
+}
 
 impl Move<'_> {
     /// Takes the next rows behind a mark and a place. Rows that another process has locked, and those
@@ -259,7 +273,7 @@ impl Move<'_> {
         portion: Portion,
         passed_over: &[ApplicationId],
     ) -> Result<Taken, StoreError> {
-        let pace = self.1.clone();
+        let pace = self.pace.clone();
         prompt(&pace, async {
             let take = format!(
                 "with behind as materialized ({BEHIND_OF_OTHERS}),
@@ -288,7 +302,7 @@ impl Move<'_> {
                 .bind(portion.rows_max)
                 .bind(portion.bytes_max)
                 .bind(passed_over.iter().map(|one| one.uuid()).collect::<Vec<_>>())
-                .fetch_all(&mut *self.0)
+                .fetch_all(&mut *self.transaction)
                 .await?;
             let place = |row: &TakenRow| Place {
                 transaction_id: row.transaction_id,
@@ -327,16 +341,16 @@ impl Move<'_> {
         rows: &[&OutboxRow],
         events: &[&NewEvent<'_>],
     ) -> Result<bool, StoreError> {
-        let pace = self.1.clone();
+        let pace = self.pace.clone();
         prompt(&pace, async {
-            if !insert_events(&mut self.0, events).await? {
+            if !insert_events(&mut self.transaction, events, self.times).await? {
                 return Ok(false);
             }
             let places: Vec<&str> = rows.iter().map(|row| row.ctid.as_str()).collect();
             // They are locked, so they are where they were.
             sqlx::query("delete from outbox where ctid = any($1::text[]::tid[])")
                 .bind(places)
-                .execute(&mut *self.0)
+                .execute(&mut *self.transaction)
                 .await?;
             Ok(true)
         })
@@ -345,7 +359,7 @@ impl Move<'_> {
 
     /// Puts taken rows aside, each with the reason. Their idempotency keys are free again.
     pub async fn refuse(&mut self, rows: &[(&OutboxRow, String)]) -> Result<(), StoreError> {
-        let pace = self.1.clone();
+        let pace = self.pace.clone();
         prompt(&pace, async {
             let places: Vec<&str> = rows.iter().map(|(row, _)| row.ctid.as_str()).collect();
             let ids: Vec<Uuid> = rows.iter().map(|(row, _)| row.place.event_id).collect();
@@ -371,7 +385,7 @@ impl Move<'_> {
             .bind(places)
             .bind(ids)
             .bind(reasons)
-            .execute(&mut *self.0)
+            .execute(&mut *self.transaction)
             .await?;
             Ok(())
         })
@@ -380,7 +394,7 @@ impl Move<'_> {
 
     /// Commits. Where the answer is lost, the rows tell: they are there, or their events are.
     pub async fn commit(self) -> Result<(), StoreError> {
-        let Self(transaction, pace) = self;
+        let Self { transaction, pace, .. } = self;
         prompt(&pace, async { Ok(transaction.commit().await?) }).await
     }
 }

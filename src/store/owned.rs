@@ -9,8 +9,10 @@ use super::{
     Store, StoreError, bounded,
     dispatchers::DispatcherId,
     ending::{from_queue, taken_die, taken_end, told, told_to_cms},
+    queue::interval,
+    time::ordered_now,
 };
-use crate::domain::DeliveryId;
+use crate::domain::{DeliveryId, LaneId};
 
 /// How many leases may be lost in a row before a delivery is dead.
 pub const INTERRUPTIONS_MAX: i16 = 20;
@@ -96,6 +98,27 @@ impl Orphans {
 }
 
 impl Store {
+    /// Makes deliveries of these lanes due now that are due further ahead than any retry: a clock that
+    /// was wrong has left them there. Returns how many.
+    pub async fn bring_forward(
+        &self,
+        lanes: &[LaneId],
+        further_than: Duration,
+        rows_max: i64,
+    ) -> Result<u64, StoreError> {
+        bounded(async {
+            let brought = sqlx::query(BRING_FORWARD)
+                .bind(lanes.iter().map(|lane| lane.uuid()).collect::<Vec<_>>())
+                .bind(interval(further_than))
+                .bind(rows_max)
+                .bind(self.times().expected)
+                .execute(&self.pool)
+                .await?;
+            Ok(brought.rows_affected())
+        })
+        .await
+    }
+
     /// All pages that the queue has now.
     pub async fn queue_pages(&self) -> Result<Pages, StoreError> {
         bounded(async {
@@ -171,6 +194,7 @@ impl Store {
                 .bind(self.cms())
                 .bind(beginning_of(part.start))
                 .bind(beginning_of(part.end))
+                .bind(self.times().expected)
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -181,6 +205,24 @@ impl Store {
         Ok(orphans)
     }
 }
+
+const BRING_FORWARD: &str = concat!(
+    "with clock as materialized (select ",
+    ordered_now!("$4"),
+    " as now)
+    update delivery_queue q set due_at = (select now from clock)
+    from (
+        select head.place from unnest($1::uuid[]) as lanes(lane_id)
+        cross join lateral (
+            select ctid as place from delivery_queue
+            where lane_id = lanes.lane_id and owner is null
+              and due_at > (select now from clock) + $2
+            order by lane_id, due_at limit $3
+            for update skip locked
+        ) as head
+    ) as stranded
+    where q.ctid = stranded.place"
+);
 
 /// The place of a page's first row, as text.
 fn beginning_of(page: i64) -> String {
@@ -217,7 +259,9 @@ const RELEASE_ORPHANS: &str = concat!(
     ),
     released as (
         update delivery_queue q
-        set owner = null, due_at = now(), interruption_count = orphan.interruptions
+        set owner = null, due_at = ",
+    ordered_now!("$6"),
+    ", interruption_count = orphan.interruptions
         from orphan
         where q.ctid = orphan.place and orphan.interruptions < $2
         returning q.delivery_id

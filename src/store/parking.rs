@@ -13,6 +13,7 @@ use super::{
     dispatchers::DispatcherId,
     ending::{from_parked, taken_die, taken_end, told, told_to_cms},
     queue::{Finished, interval},
+    time::{ordered_now, settled_now},
 };
 use crate::domain::{ApplicationId, LaneId, SubscriptionId};
 
@@ -106,6 +107,7 @@ impl Store {
             Ok(sqlx::query_as(PARKED_SUBSCRIPTIONS)
                 .bind(after.map_or(Uuid::nil(), SubscriptionId::uuid))
                 .bind(rows_max)
+                .bind(self.times().expected)
                 .fetch_all(&self.pool)
                 .await?)
         })
@@ -130,6 +132,7 @@ impl Store {
                 .bind(interval(age_max))
                 .bind(rows_max)
                 .bind(self.cms())
+                .bind(self.times().settled)
                 .fetch_one(&self.pool)
                 .await?)
         })
@@ -157,7 +160,7 @@ const PARK_CLAIMED: &str = concat!(
 // By the lane, whose claimable rows are one range of the queue's index by due time.
 const PARK_WAITING: &str = concat!(
     "with disabled as (
-        select s.subscription_id from subscription s
+        select s.subscription_id, $3::timestamptz as now from subscription s
         join subscription_revision r using (subscription_id, revision)
         where s.subscription_id = $1 and s.deleted_at is null and not r.is_active
     ),
@@ -179,8 +182,8 @@ const PARK_WAITING: &str = concat!(
     taken_are_parked!()
 );
 
-const PARKED_SUBSCRIPTIONS: &str = "
-    with recursive parked as (
+const PARKED_SUBSCRIPTIONS: &str = concat!(
+    "with recursive parked as (
         (
             select subscription_id, application_id from delivery_parked where subscription_id > $1
             order by subscription_id limit 1
@@ -196,10 +199,14 @@ const PARKED_SUBSCRIPTIONS: &str = "
     page as (select subscription_id, application_id from parked limit $2)
     select page.subscription_id, page.application_id, coalesce(s.deleted_at is not null, true) as is_deleted,
            case when s.deleted_at is null and r.is_active
-                then extract(epoch from now() - s.updated_at)::float8 end as active_s
+                -- One that was changed in the future was changed while the clock was wrong.
+                then abs(extract(epoch from ",
+    ordered_now!("$3"),
+    " - s.updated_at))::float8 end as active_s
     from page
     left join subscription s using (subscription_id)
-    left join subscription_revision r using (subscription_id, revision)";
+    left join subscription_revision r using (subscription_id, revision)"
+);
 
 // What is due already is due in the order in which it was made.
 const UNPARK: &str = concat!(
@@ -233,7 +240,9 @@ const UNPARK: &str = concat!(
         select ",
     moved_columns!(),
     ", subscription_id,
-               greatest(due_at, now() + (row_number() over (order by delivery_id))::float8
+               greatest(due_at, ",
+    ordered_now!("$3"),
+    " + (row_number() over (order by delivery_id))::float8
                                         * interval '1 microsecond')
         from taken
     )
@@ -243,7 +252,9 @@ const UNPARK: &str = concat!(
 const EXPIRE_PARKED: &str = concat!(
     "with old as (
         select ctid as place from delivery_parked
-        where created_at < now() - $1
+        where created_at < ",
+    settled_now!("$4"),
+    " - $1
         order by delivery_id limit $2
         for update skip locked
     ),

@@ -11,7 +11,11 @@ use chrono::{DateTime, Days, NaiveDate, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, bounded_by, session::Session};
+use super::{
+    Store, StoreError, bounded, bounded_by,
+    session::Session,
+    time::{Times, ordered_now, settled_now},
+};
 use crate::domain::{EventId, ids};
 
 /// The partitioned tables, and whether each holds payloads.
@@ -104,8 +108,10 @@ impl Store {
                 .await?;
             let lock_timeout = format!("set local {LOCK_TIMEOUT}");
             sqlx::raw_sql(AssertSqlSafe(lock_timeout)).execute(&mut *transaction).await?;
-            let today: DateTime<Utc> =
-                sqlx::query_scalar("select now()").fetch_one(&mut *transaction).await?;
+            let today: DateTime<Utc> = sqlx::query_scalar(concat!("select ", ordered_now!("$1")))
+                .bind(self.times().expected)
+                .fetch_one(&mut *transaction)
+                .await?;
             let days = days(today.date_naive());
             let mut made = Vec::new();
             for (table, _) in TABLES {
@@ -132,7 +138,7 @@ impl Store {
     pub async fn drop_partitions(&self, retention: Retention) -> Result<Vec<String>, StoreError> {
         let session = format!("set {LOCK_TIMEOUT}");
         let Some(mut alone) = self.alone(DROP_LOCK, session).await? else { return Ok(Vec::new()) };
-        let past = bounded(past_days(&mut alone.connection, retention)).await?;
+        let past = bounded(past_days(&mut alone.connection, retention, self.times())).await?;
         let drop = |(table, one): (&str, DayTable)| {
             let statements = drop_statements(table, &one);
             (one.name, statements)
@@ -179,12 +185,16 @@ pub(super) async fn day_tables(
 async fn past_days(
     connection: &mut Session,
     retention: Retention,
+    times: Times,
 ) -> Result<Vec<(&'static str, DayTable)>, StoreError> {
-    let (now, oldest_queued): (DateTime<Utc>, Option<Uuid>) = sqlx::query_as(
-        "select now(), least(
+    let (now, oldest_queued): (DateTime<Utc>, Option<Uuid>) = sqlx::query_as(concat!(
+        "select ",
+        settled_now!("$1"),
+        ", least(
              (select delivery_id from delivery_queue order by delivery_id limit 1),
              (select delivery_id from delivery_parked order by delivery_id limit 1))",
-    )
+    ))
+    .bind(times.settled)
     .fetch_one(&mut *connection)
     .await?;
     let mut past = Vec::new();

@@ -8,6 +8,7 @@ use super::{
     Store, StoreError, bounded,
     erasing::{Whose, by_key, drop_payloads},
     history::time_bound,
+    time::settled_now,
 };
 use crate::domain::{ApplicationId, EventId};
 
@@ -52,11 +53,14 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let due: Option<(Uuid, DateTime<Utc>)> = sqlx::query_as(
-                "select event_cursor, now() - make_interval(days => days) from payload_retention
+            let due: Option<(Uuid, DateTime<Utc>)> = sqlx::query_as(concat!(
+                "select event_cursor, ",
+                settled_now!("$2"),
+                " - make_interval(days => days) from payload_retention
                  where application_id = $1 for update skip locked",
-            )
+            ))
             .bind(application.uuid())
+            .bind(self.times().settled)
             .fetch_optional(&mut *transaction)
             .await?;
             let nothing = Dropped { payloads: 0, expired: 0, is_done: true };

@@ -20,7 +20,11 @@ pub use super::claim::{
     AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
 use super::{
-    PLANS, Store, StoreError, bounded, claim::LimitColumns, dispatchers::DispatcherId, prompt,
+    PLANS, Store, StoreError, bounded,
+    claim::LimitColumns,
+    dispatchers::DispatcherId,
+    prompt,
+    time::{ordered_now, settled_now},
 };
 use crate::domain::{
     ApplicationId, DeliveryId, EventId, LaneId, LaneLimit,
@@ -79,6 +83,7 @@ impl Store {
             plan.iter().map(|part| part.mark.unwrap_or_else(beginning_of_time)).collect();
         let taken_us: Vec<i64> = plan.iter().map(|part| micros(part.taken_until)).collect();
         let revisions: Vec<i32> = plan.iter().map(|part| part.limit_revision).collect();
+        let times = self.times();
         prompt(&self.pace, async {
             let mut rows: Vec<ClaimedRow> = sqlx::query_as(CLAIM_DUE)
                 .bind(lanes)
@@ -89,6 +94,8 @@ impl Store {
                 .bind(taken_us)
                 .bind(micros(HORIZON))
                 .bind(revisions)
+                .bind(times.expected)
+                .bind(times.settled)
                 .fetch_all(&self.pool)
                 .await?;
             ClaimedRow::set_times(&mut rows, Instant::now());
@@ -143,6 +150,7 @@ impl Store {
                 .bind(lanes_max)
                 .bind(owner)
                 .bind(micros(HORIZON / 2))
+                .bind(self.times().expected)
                 .fetch_all(&self.pool)
                 .await?)
         })
@@ -165,6 +173,7 @@ impl Store {
                 .bind(marks)
                 .bind(owner)
                 .bind(micros(HORIZON / 2))
+                .bind(self.times().expected)
                 .fetch_all(&self.pool)
                 .await?)
         })
@@ -222,8 +231,11 @@ impl Store {
         let owners: Vec<DispatcherId> = claims.iter().map(|(_, token)| token.owner).collect();
         let numbers: Vec<i32> = claims.iter().map(|(_, token)| token.number).collect();
         bounded(async {
-            let released = sqlx::query(
-                "update delivery_queue q set owner = null, due_at = coalesce(now() + $4, q.due_at)
+            let released = sqlx::query(concat!(
+                "update delivery_queue q
+                 set owner = null, due_at = coalesce(",
+                ordered_now!("$5"),
+                " + $4, q.due_at)
                  from (
                      select row.place, r.owner, r.number
                      from unnest($1::uuid[], $2::int[], $3::int[]) as r(delivery_id, owner, number)
@@ -234,11 +246,12 @@ impl Store {
                      offset 0
                  ) as r
                  where q.ctid = r.place and q.owner = r.owner and q.claim_number = r.number",
-            )
+            ))
             .bind(ids)
             .bind(owners)
             .bind(numbers)
             .bind(delay.map(interval))
+            .bind(self.times().expected)
             .execute(&self.pool)
             .await?;
             Ok(released.rows_affected())
@@ -249,12 +262,21 @@ impl Store {
 
 /// The next time of a lane with a rate (`l`) that the process may take. Who did not take the last one
 /// keeps the distance by which that may have been late, and a quarter of a second for the way here.
+///
+/// One that is further ahead than a burst and [`HORIZON`] explain was left by a clock that was wrong:
+/// then the burst counts as spent.
 macro_rules! next_time {
-    ($owner:literal) => {
+    ($owner:literal, $now:expr) => {
         concat!(
-            "(l.next_at + case when l.taken_by is distinct from ",
+            "(case when l.next_at > ",
+            $now,
+            " + (l.tolerance_us + l.step_us) * interval '1 microsecond' + interval '5 seconds'
+             then ",
+            $now,
+            " + l.tolerance_us * interval '1 microsecond'
+             else l.next_at + case when l.taken_by is distinct from ",
             $owner,
-            " then (l.slack_us + 250000) * interval '1 microsecond' else interval '0' end)"
+            " then (l.slack_us + 250000) * interval '1 microsecond' else interval '0' end end)"
         )
     };
 }
@@ -264,7 +286,12 @@ macro_rules! next_time {
 // few of them cheaper than the one that it has, and make it anew for each claim, which takes longer
 // than to claim.
 const CLAIM_DUE: &str = concat!(
-    "with wanted as materialized (
+    "with clock as materialized (select ",
+    ordered_now!("$9"),
+    " as now, ",
+    settled_now!("$10"),
+    " as settled),
+    wanted as materialized (
         select * from unnest(
             (select $1::uuid[]), (select $2::int[]), (select $3::timestamptz[]),
             (select $6::bigint[]), (select $8::int[])
@@ -281,7 +308,8 @@ const CLAIM_DUE: &str = concat!(
     paced as materialized (
         select l.*, first.at,
                greatest(0, floor(
-                   (extract(epoch from now() - first.at) * 1000000 + l.tolerance_us + $7) / l.step_us
+                   (extract(epoch from (select now from clock) - first.at) * 1000000
+                    + l.tolerance_us + $7) / l.step_us
                ) + 1)::bigint as room
         from limits
         cross join lateral (
@@ -291,8 +319,8 @@ const CLAIM_DUE: &str = concat!(
         ) as l
         cross join lateral (
             select greatest(",
-    next_time!("$4"),
-    ", now() + limits.taken_us * interval '1 microsecond') as at
+    next_time!("$4", "(select now from clock)"),
+    ", (select now from clock) + limits.taken_us * interval '1 microsecond') as at
         ) as first
         where limits.is_known and limits.step_us is not null
     ),
@@ -305,7 +333,7 @@ const CLAIM_DUE: &str = concat!(
             select q.ctid as place
             from delivery_queue q
             where q.lane_id = wanted.lane_id and q.owner is null
-              and q.due_at <= now() and q.due_at >= wanted.mark
+              and q.due_at <= (select now from clock) and q.due_at >= wanted.mark
             order by q.lane_id, q.due_at
             limit case when limits.lane_id is null then wanted.quota
                        when not limits.is_known then 0
@@ -322,7 +350,7 @@ const CLAIM_DUE: &str = concat!(
         returning q.delivery_id, q.claim_number, q.event_id, q.application_id, q.lane_id,
                   q.subscription_id, q.target_url, q.run, q.attempt_count, q.prior_count, q.due_at,
                   q.payload_bytes,
-                  q.created_at < now() - $5 as is_expired
+                  q.created_at < (select settled from clock) - $5 as is_expired
     ),
     spent as (
         update lane_limit l
@@ -339,7 +367,7 @@ const CLAIM_DUE: &str = concat!(
            target.signing_key as target_key, target.retry as target_retry,
            limits.revision as limit_revision, limits.max_in_flight, paced.step_us,
            paced.tolerance_us, paced.slack_us,
-           (extract(epoch from paced.at - now()) * 1000000)::bigint - paced.tolerance_us
+           (extract(epoch from paced.at - (select now from clock)) * 1000000)::bigint - paced.tolerance_us
                as first_in_us
     from claimed
     left join limits on limits.lane_id = claimed.lane_id
@@ -363,13 +391,13 @@ const CLAIM_DUE: &str = concat!(
 /// What bounds the lane of `$lane`, if anything does, as `l`; with `may_at`, when its next time is
 /// near for the process `$owner`: `$ahead` microseconds before.
 macro_rules! limit_of {
-    ($lane:literal, $owner:literal, $ahead:literal) => {
+    ($lane:literal, $owner:literal, $ahead:literal, $now:expr) => {
         concat!(
             "left join lateral (
                 select l.revision as limit_revision, l.max_in_flight, l.step_us, l.tolerance_us,
                        l.slack_us,
                        case when l.step_us is not null then ",
-            next_time!($owner),
+            next_time!($owner, $now),
             " - (l.tolerance_us + ",
             $ahead,
             ") * interval '1 microsecond' end as may_at
@@ -378,6 +406,13 @@ macro_rules! limit_of {
             " offset 0
             ) as l on true "
         )
+    };
+}
+
+/// The time at which a row is looked at, not that at which its statement began.
+macro_rules! clock_now {
+    ($expected:literal) => {
+        concat!("(", ordered_now!($expected), " + (clock_timestamp() - now()))")
     };
 }
 
@@ -398,24 +433,26 @@ const LANE_HEADS: &str = concat!(
     ),
     page as (select * from head limit $2)
     select page.lane_id, page.application_id, l.*,
-           ceil(extract(epoch from greatest(page.due_at, l.may_at) - clock_timestamp()) * 1000)::bigint
-               as due_in_ms
+           ceil(extract(epoch from greatest(page.due_at, l.may_at) - ",
+    clock_now!("$5"),
+    ") * 1000)::bigint as due_in_ms
     from page ",
-    limit_of!("page.lane_id", "$3", "$4"),
+    limit_of!("page.lane_id", "$3", "$4", clock_now!("$5")),
     "order by page.lane_id"
 );
 
 const NEXT_DUE: &str = concat!(
     "select lanes.lane_id, head.application_id, l.*,
-           ceil(extract(epoch from greatest(head.due_at, l.may_at) - clock_timestamp()) * 1000)::bigint
-               as due_in_ms
+           ceil(extract(epoch from greatest(head.due_at, l.may_at) - ",
+    clock_now!("$5"),
+    ") * 1000)::bigint as due_in_ms
     from unnest((select $1::uuid[]), (select $2::timestamptz[])) as lanes(lane_id, mark)
     cross join lateral (
         select application_id, due_at from delivery_queue q
         where q.lane_id = lanes.lane_id and q.owner is null and q.due_at >= lanes.mark
         order by q.lane_id, q.due_at limit 1
     ) as head ",
-    limit_of!("lanes.lane_id", "$3", "$4")
+    limit_of!("lanes.lane_id", "$3", "$4", clock_now!("$5"))
 );
 
 /// A duration as Postgres takes it.

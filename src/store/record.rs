@@ -12,6 +12,7 @@ use super::{
     ending::{told, told_to_cms},
     prompt,
     queue::{AttemptRecord, Finished, Next, Recorded},
+    time::ordered_now,
 };
 use crate::domain::{DeliveryState, ErrorClass, Run};
 
@@ -63,6 +64,7 @@ impl Store {
         };
         prompt(&self.pace, async {
             let mut query = Columns::of(finished.iter().copied()).bind(sqlx::query_scalar(record));
+            query = query.bind(self.times().expected);
             if let Some(cms) = self.cms() {
                 query = query.bind(cms);
             }
@@ -147,7 +149,9 @@ macro_rules! record {
     rescheduled as (
         update delivery_queue q
         set owner = null,
-            due_at = now() + abs(r.retry_us) * interval '1 microsecond',
+            due_at = ",
+    ordered_now!("$21"),
+    " + abs(r.retry_us) * interval '1 microsecond',
             attempt_count = q.attempt_count + case when r.retry_us < 0 then 0 else 1 end,
             prior_count = q.prior_count + case when r.retry_us < 0 then 1 else 0 end,
             interruption_count = 0
@@ -207,7 +211,7 @@ macro_rules! deaths {
 
 macro_rules! ended_for_cms {
     () => {
-        told_to_cms!("select application_id, event_id from ended", "$21")
+        told_to_cms!("select application_id, event_id from ended", "$22")
     };
 }
 

@@ -14,6 +14,7 @@ use super::{
     replays::{COLUMNS, ReplayFilter, ReplayRow},
     runs::{claims_passed_over, last_claim_of},
     session::Session,
+    time::{Times, is_step_due, ordered_now, push_ordered_now, push_step_due},
 };
 use crate::domain::{
     ApplicationId, LaneId, ReplayId,
@@ -77,11 +78,13 @@ impl Store {
         rows_max: i64,
     ) -> Result<Vec<(ReplayId, bool)>, StoreError> {
         bounded(async {
-            let running: Vec<(Uuid, bool)> = sqlx::query_as(
-                "select replay_id, next_step_at <= now() from replay where state = 'running'
-                 order by next_step_at limit $1",
-            )
+            let running: Vec<(Uuid, bool)> = sqlx::query_as(concat!(
+                "select replay_id, ",
+                is_step_due!("$2"),
+                " from replay where state = 'running' order by next_step_at limit $1",
+            ))
             .bind(rows_max)
+            .bind(self.times().expected)
             .fetch_all(&self.pool)
             .await?;
             Ok(running.into_iter().map(|(id, is_due)| (ReplayId::from_uuid(id), is_due)).collect())
@@ -95,15 +98,17 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let Some(replay) = take(&mut transaction, id).await? else {
+            let Some(replay) = take(&mut transaction, id, self.times()).await? else {
                 transaction.commit().await?;
                 return Ok(None);
             };
             if replay.has_all_ended {
                 return Ok(Some(Step { queued: 0, lanes: Vec::new(), replay }));
             }
-            let stepped: Stepped =
-                step_over_ended(&replay).build_query_as().fetch_one(&mut *transaction).await?;
+            let stepped: Stepped = step_over_ended(&replay, self.times())
+                .build_query_as()
+                .fetch_one(&mut *transaction)
+                .await?;
             transaction.commit().await?;
             let Stepped { queued, lanes, replay } = stepped;
             let lanes = lanes.into_iter().map(LaneId::from_uuid).collect();
@@ -140,14 +145,16 @@ impl Store {
 pub(super) async fn take(
     connection: &mut Session,
     id: ReplayId,
+    times: Times,
 ) -> Result<Option<ReplayRow>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new("select ");
     query.push(COLUMNS).push(
         " from replay r join application a using (application_id)
-          where a.deleted_at is null and r.state = 'running' and r.next_step_at <= now()
-            and r.replay_id = ",
+          where a.deleted_at is null and r.state = 'running' and r.replay_id = ",
     );
-    query.push_bind(id.uuid()).push(" for update of r skip locked");
+    query.push_bind(id.uuid()).push(" and ");
+    push_step_due(&mut query, times);
+    query.push(" for update of r skip locked");
     let taken: Option<ReplayRow> = query.build_query_as().fetch_optional(&mut *connection).await?;
     if taken.is_none() {
         sqlx::query(
@@ -168,20 +175,27 @@ pub(super) async fn take(
 pub(super) fn push_next_step_at(
     query: &mut QueryBuilder<Postgres>,
     per_second: u16,
-    queued: &str,
-    waits: &str,
+    (queued, waits): (&str, &str),
+    times: Times,
 ) {
-    query.push("case when ").push(waits).push(" then now() + interval '1 second' * ");
-    query.push_bind(HELD_UP_S).push(" else greatest(r.next_step_at, now() - ");
-    query.push_bind(interval(STEP_SPAN)).push(") + interval '1 second' * (").push(queued);
+    query.push("case when ").push(waits).push(" then ");
+    push_ordered_now(query, times);
+    query.push(" + interval '1 second' * ").push_bind(HELD_UP_S).push(" else greatest(case when ");
+    // One that is far ahead was left by a clock that was wrong.
+    query.push("r.next_step_at < now() + interval '1 hour' then r.next_step_at end, ");
+    push_ordered_now(query, times);
+    query.push(" - ").push_bind(interval(STEP_SPAN));
+    query.push(") + interval '1 second' * (").push(queued);
     query.push(")::float8 / ").push_bind(f64::from(per_second)).push(" end");
 }
 
 /// Everything of a step but taking the row.
-fn step_over_ended(replay: &ReplayRow) -> QueryBuilder<Postgres> {
+fn step_over_ended(replay: &ReplayRow, times: Times) -> QueryBuilder<Postgres> {
     let (filter, rows) = (replay.filter(), i64::from(rows_of_step(replay.per_second())));
     let range = (replay.delivery_cursor, replay.until_id);
-    let mut query = QueryBuilder::<Postgres>::new("with ");
+    let mut query = QueryBuilder::<Postgres>::new("with clock as materialized (select ");
+    push_ordered_now(&mut query, times);
+    query.push(" as now), ");
     push_scanned(&mut query, replay.application(), &filter, range, SCANNED_PER_STEP);
     query.push(", matched as materialized (select * from scanned where ended_at <= ");
     query.push_bind(replay.created_at);
@@ -192,7 +206,7 @@ fn step_over_ended(replay: &ReplayRow) -> QueryBuilder<Postgres> {
     query.push(TAKEN).push(JUDGED).push(QUEUED).push_bind(claims_passed_over());
     query.push(SUMMED.0).push_bind(rows).push(SUMMED.1).push_bind(rows);
     query.push(" and scanned < ").push_bind(SCANNED_PER_STEP).push(ADVANCE);
-    push_next_step_at(&mut query, replay.per_second(), "step.queued", "step.waits");
+    push_next_step_at(&mut query, replay.per_second(), ("step.queued", "step.waits"), times);
     query.push(" from step where r.replay_id = ").push_bind(replay.id().uuid());
     query.push(" returning step.queued, array(select distinct lane_id from queued) as lanes, ");
     query.push(COLUMNS);
@@ -260,7 +274,8 @@ const CROWDED: (&str, &str) = (
         cross join lateral (
             select count(*) as count from (
                 select from delivery_queue q
-                where q.lane_id = lane.lane_id and q.owner is null and q.due_at <= now()
+                where q.lane_id = lane.lane_id and q.owner is null
+                  and q.due_at <= (select now from clock)
                 order by q.lane_id, q.due_at limit ",
     ") as up_to_max
         ) as due
@@ -306,12 +321,12 @@ const QUEUED: &str = concat!(
     ",
     queued as (
         insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
-                                    target_url, payload_bytes, run, prior_count, due_at,
+                                    target_url, payload_bytes, run, prior_count, created_at, due_at,
                                     claim_number)
         select j.delivery_id, j.event_id, j.application_id, j.lane_id, j.subscription_id,
-               j.target_url, j.bytes, 'replay', j.attempt_count,
-               now() + (row_number() over (order by j.delivery_id))::float8
-                       * interval '1 microsecond',
+               j.target_url, j.bytes, 'replay', j.attempt_count, clock.now,
+               clock.now + (row_number() over (order by j.delivery_id))::float8
+                           * interval '1 microsecond',
                ",
     last_claim_of!("j.delivery_id"),
     " + "
@@ -319,7 +334,7 @@ const QUEUED: &str = concat!(
 
 const SUMMED: (&str, &str) = (
     "
-        from judged j where j.obstacle is null
+        from judged j cross join clock where j.obstacle is null
         order by j.delivery_id
         on conflict (delivery_id) do nothing
         returning lane_id

@@ -13,6 +13,7 @@ use super::{
     idempotency::{Reservation, Standing, stand},
     jobs::{Jobs, above_all_at, one_at_a_time},
     queue::interval,
+    time::settled_now,
 };
 use crate::domain::{
     ApplicationId, DeliveryState, ErrorClass, EventId, ReplayId, SubscriptionId, ids::unix_ms_of,
@@ -212,7 +213,7 @@ impl Store {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let standing = stand(&mut transaction, once).await?;
+            let standing = stand(&mut transaction, once, self.times()).await?;
             if standing != Standing::New {
                 return Ok(standing);
             }
@@ -306,15 +307,18 @@ impl Store {
         rows_max: i64,
     ) -> Result<u64, StoreError> {
         bounded(async {
-            let deleted = sqlx::query(
+            let deleted = sqlx::query(concat!(
                 "delete from replay where replay_id in (
-                     select replay_id from replay where ended_at < now() - $1
+                     select replay_id from replay where ended_at < ",
+                settled_now!("$3"),
+                " - $1
                      order by ended_at limit $2
                      for update skip locked
                  )",
-            )
+            ))
             .bind(interval(kept_for))
             .bind(rows_max)
+            .bind(self.times().settled)
             .execute(&self.pool)
             .await?;
             Ok(deleted.rows_affected())

@@ -9,6 +9,7 @@ use super::{
     replay_steps::{COUNTED_MAX, DUE_IN_LANE_MAX, push_next_step_at, take},
     replays::{ReplayFilter, ReplayRow},
     session::Session,
+    time::{Times, ordered_now},
 };
 use crate::domain::{ApplicationId, DeliveryId, EventId, SubscriptionId, TargetUrl};
 
@@ -160,10 +161,11 @@ impl Store {
         version: i64,
         deliveries: &[LateDelivery],
     ) -> Result<Rerouted, StoreError> {
+        let times = self.times();
         bounded(async {
             let mut connection = self.pool.acquire().await?;
             let mut transaction = connection.begin().await?;
-            let current = take(&mut transaction, replay.id()).await?;
+            let current = take(&mut transaction, replay.id(), times).await?;
             if current.is_none_or(|row| row.event_cursor != replay.event_cursor) {
                 return Ok(Rerouted::Overtaken);
             }
@@ -174,19 +176,21 @@ impl Store {
             let is_crowded: bool = sqlx::query_scalar(IS_CROWDED)
                 .bind(lanes)
                 .bind(DUE_IN_LANE_MAX)
+                .bind(times.expected)
                 .fetch_one(&mut *transaction)
                 .await?;
             let made = if is_crowded {
                 Some(Made::default())
             } else {
-                store(&mut transaction, replay.application(), version, deliveries).await?
+                store(&mut transaction, replay.application(), version, deliveries, times).await?
             };
             let Some(made) = made else {
                 // At once: what is dropped is rolled back later, and holds the replay until then.
                 transaction.rollback().await?;
                 return Ok(Rerouted::Stale);
             };
-            advance(replay, unrouted, &made, is_crowded).build().execute(&mut *transaction).await?;
+            let advance = &mut advance(replay, unrouted, &made, is_crowded, times);
+            advance.build().execute(&mut *transaction).await?;
             transaction.commit().await?;
             let stored = Rerouted::Stored(made.deliveries.unsigned_abs());
             Ok(if is_crowded { Rerouted::HeldUp } else { stored })
@@ -273,6 +277,7 @@ async fn store(
     application: ApplicationId,
     version: i64,
     deliveries: &[LateDelivery],
+    times: Times,
 ) -> Result<Option<Made>, StoreError> {
     let column =
         |value: fn(&LateDelivery) -> Uuid| -> Vec<Uuid> { deliveries.iter().map(value).collect() };
@@ -286,6 +291,7 @@ async fn store(
         .bind(deliveries.iter().map(|one| one.target.as_str()).collect::<Vec<_>>())
         .bind(deliveries.iter().map(bytes).collect::<Vec<_>>())
         .bind(deliveries.iter().map(|one| one.is_parked).collect::<Vec<_>>())
+        .bind(times.expected)
         .fetch_one(connection)
         .await?;
     Ok(Some(made).filter(|made| !made.is_stale))
@@ -296,6 +302,7 @@ fn advance(
     unrouted: &Unrouted,
     made: &Made,
     is_crowded: bool,
+    times: Times,
 ) -> QueryBuilder<Postgres> {
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let gone = unrouted.events.iter().filter(|event| event.payload.is_none()).count();
@@ -316,7 +323,7 @@ fn advance(
     query.push(" then 'completed' else state end, ended_at = case when ").push_bind(is_done);
     query.push(" then now() end, updated_at = now(), next_step_at = ");
     let (made, waits) = (made.deliveries.to_string(), is_crowded.to_string());
-    push_next_step_at(&mut query, replay.per_second(), &made, &waits);
+    push_next_step_at(&mut query, replay.per_second(), (&made, &waits), times);
     query.push(" where r.replay_id = ").push_bind(replay.id().uuid());
     query
 }
@@ -338,23 +345,29 @@ const EVENTS: &str = "
     ) as payload on true
     order by known.event_id";
 
-const IS_CROWDED: &str = "
-    select exists (
+const IS_CROWDED: &str = concat!(
+    "select exists (
         select from unnest($1::uuid[]) as lane(lane_id)
         cross join lateral (
             select count(*) as count from (
                 select from delivery_queue q
-                where q.lane_id = lane.lane_id and q.owner is null and q.due_at <= now()
+                where q.lane_id = lane.lane_id and q.owner is null and q.due_at <= ",
+    ordered_now!("$3"),
+    "
                 order by q.lane_id, q.due_at limit $2
             ) as up_to_max
         ) as due
         where due.count >= $2
-    )";
+    )"
+);
 
 // An event that another replay has just routed is left to that. The ids of a step are a short range
 // of the key: a join over all events cannot be planned.
-const STORE: &str = "
-    with stale as materialized (
+const STORE: &str = concat!(
+    "with clock as materialized (select ",
+    ordered_now!("$9"),
+    " as now),
+    stale as materialized (
         select 1 from application
         where application_id = $1 and routing_version is distinct from $2
     ),
@@ -375,19 +388,20 @@ const STORE: &str = "
     ),
     queued as (
         insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
-                                    target_url, payload_bytes, due_at)
+                                    target_url, payload_bytes, created_at, due_at)
         select delivery_id, event_id, $1, subscription_id, subscription_id, target_url,
-               payload_bytes, now() + (row_number() over (order by delivery_id))::float8
-                                      * interval '1 microsecond'
-        from made where not is_parked and event_id in (select event_id from routed)
+               payload_bytes, now, now + (row_number() over (order by delivery_id))::float8
+                                         * interval '1 microsecond'
+        from made cross join clock where not is_parked and event_id in (select event_id from routed)
         returning 1
     ),
     parked as (
         insert into delivery_parked (delivery_id, event_id, application_id, subscription_id,
-                                     target_url, payload_bytes)
-        select delivery_id, event_id, $1, subscription_id, target_url, payload_bytes
-        from made where is_parked and event_id in (select event_id from routed)
+                                     target_url, payload_bytes, created_at, due_at)
+        select delivery_id, event_id, $1, subscription_id, target_url, payload_bytes, now, now
+        from made cross join clock where is_parked and event_id in (select event_id from routed)
         returning 1
     )
     select exists (select from stale) as is_stale, (select count(*) from routed) as events,
-           (select count(*) from queued) + (select count(*) from parked) as deliveries";
+           (select count(*) from queued) + (select count(*) from parked) as deliveries"
+);

@@ -9,6 +9,7 @@ use super::{
     Store, StoreError, bounded,
     session::Session,
     subscriptions::{SigningKeyRow, SubscriptionRow, current_subscriptions},
+    time::{Times, ordered_now},
 };
 use crate::domain::ApplicationId;
 
@@ -101,7 +102,7 @@ impl Store {
             let Changed { mut subscriptions, mut keys } = if ids.is_empty() {
                 Changed::default()
             } else {
-                changed(&mut connection, &ids, &versions).await?
+                changed(&mut connection, &ids, &versions, self.times()).await?
             };
             let found = rows.into_iter().map(|row| {
                 let id = row.application_id;
@@ -128,7 +129,7 @@ impl Store {
         self.changes_since(&[], 1).await?;
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            changed(&mut connection, &[], &[]).await.map(drop)
+            changed(&mut connection, &[], &[], self.times()).await.map(drop)
         })
         .await
     }
@@ -139,6 +140,7 @@ async fn changed(
     connection: &mut Session,
     ids: &[Uuid],
     versions: &[i64],
+    times: Times,
 ) -> Result<Changed, StoreError> {
     let mut changed = Changed::default();
     let read: Vec<Of<SubscriptionRow>> = sqlx::query_as(current_subscriptions!(
@@ -154,17 +156,19 @@ async fn changed(
     for one in read {
         changed.subscriptions.entry(one.application_id).or_default().push(one.row);
     }
-    let read: Vec<Of<SigningKeyRow>> = sqlx::query_as(
+    let read: Vec<Of<SigningKeyRow>> = sqlx::query_as(concat!(
         "select k.application_id, k.signing_key_id, k.subscription_id, k.sealed, k.retires_at
          from unnest((select $1::uuid[]), (select $2::bigint[])) as w(application_id, known)
          join signing_key k using (application_id)
          where (w.known = 0 or k.subscription_id is null or k.subscription_id = any($3))
-           and (k.retires_at is null or k.retires_at > now())
-         order by k.retires_at is not null, k.signing_key_id desc",
-    )
+           and (k.retires_at is null or k.retires_at > ",
+        ordered_now!("$4"),
+        ") order by k.retires_at is not null, k.signing_key_id desc",
+    ))
     .bind(ids)
     .bind(versions)
     .bind(read_ids)
+    .bind(times.expected)
     .fetch_all(&mut *connection)
     .await?;
     for one in read {

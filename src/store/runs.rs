@@ -11,6 +11,7 @@ use super::{
     owned::INTERRUPTIONS_MAX,
     queue::Finished,
     record::{Columns, result_rows},
+    time::ordered_now,
 };
 use crate::domain::{ApplicationId, DeliveryId, LaneId};
 
@@ -68,6 +69,7 @@ impl Store {
             let hurried: Option<Uuid> = sqlx::query_scalar(HURRY)
                 .bind(application.uuid())
                 .bind(id.uuid())
+                .bind(self.times().expected)
                 .fetch_optional(&self.pool)
                 .await?;
             if let Some(lane) = hurried {
@@ -77,6 +79,7 @@ impl Store {
                 .bind(application.uuid())
                 .bind(id.uuid())
                 .bind(claims_passed_over())
+                .bind(self.times().expected)
                 .fetch_optional(&self.pool)
                 .await?;
             if let Some(lane) = revived {
@@ -143,6 +146,7 @@ impl Store {
         let record = if self.cms().is_some() { RECORD_RUNS_FOR_CMS } else { RECORD_RUNS };
         bounded(async {
             let mut query = Columns::of(finished.iter().copied()).bind(sqlx::query_scalar(record));
+            query = query.bind(self.times().expected);
             if let Some(cms) = self.cms() {
                 query = query.bind(cms);
             }
@@ -153,13 +157,16 @@ impl Store {
     }
 }
 
-const HURRY: &str = "
-    update delivery_queue
-    set due_at = now(),
+const HURRY: &str = concat!(
+    "update delivery_queue
+    set due_at = ",
+    ordered_now!("$3"),
+    ",
         run = coalesce(run, 'retry'),
         resume_at = case when coalesce(run, 'retry') = 'retry' then coalesce(resume_at, due_at) end
     where application_id = $1 and delivery_id = $2 and owner is null
-    returning lane_id";
+    returning lane_id"
+);
 
 /// How far the claims of a delivery that is sent again are above its attempts: a claim's number is that
 /// of its attempt, and those of leases that were lost left none.
@@ -181,12 +188,17 @@ pub(super) use last_claim_of;
 
 const REVIVE: &str = concat!(
     "insert into delivery_queue (delivery_id, event_id, application_id, lane_id, subscription_id,
-                                target_url, payload_bytes, run, claim_number, prior_count)
+                                target_url, payload_bytes, run, claim_number, prior_count,
+                                created_at, due_at)
     select d.delivery_id, d.event_id, d.application_id, d.lane_id, d.subscription_id, d.target_url,
            octet_length(p.payload), 'once',
            ",
     last_claim_of!("d.delivery_id"),
-    " + $3, d.attempt_count
+    " + $3, d.attempt_count, ",
+    ordered_now!("$4"),
+    ", ",
+    ordered_now!("$4"),
+    "
     from delivery d
     join event_payload p on p.event_id = d.event_id
     where d.application_id = $1 and d.delivery_id = $2
@@ -268,7 +280,9 @@ macro_rules! record_runs {
     ),
     rescheduled as (
         update delivery_queue q
-        set owner = null, due_at = now() + abs(r.retry_us) * interval '1 microsecond',
+        set owner = null, due_at = ",
+    ordered_now!("$21"),
+    " + abs(r.retry_us) * interval '1 microsecond',
             attempt_count = q.attempt_count + case when r.retry_us < 0 then 0 else 1 end,
             prior_count = q.prior_count + case when r.retry_us < 0 then 1 else 0 end,
             interruption_count = 0
@@ -358,5 +372,5 @@ const RECORD_RUNS_FOR_CMS: &str = record_runs!(told_to_cms!(
     "select application_id, event_id from history
      union all
      select application_id, event_id from revised",
-    "$21"
+    "$22"
 ));

@@ -9,7 +9,7 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Store, StoreError, bounded, queue::interval, session::Session};
+use super::{Store, StoreError, bounded, queue::interval, session::Session, time::settled_now};
 use crate::domain::{
     ApplicationId, LaneId, SubscriptionId,
     statistics::{Counts, Durations},
@@ -141,12 +141,19 @@ impl Store {
         let lately = self.lately(id.lane().uuid()).await?;
         let Some(since) = lately.failing_since else { return Ok(None) };
         bounded(async {
-            let seconds: Option<f64> = sqlx::query_scalar(
-                "select extract(epoch from now() - greatest(updated_at, $2))::float8
-                 from subscription where subscription_id = $1 and deleted_at is null",
-            )
+            let seconds: Option<f64> = sqlx::query_scalar(concat!(
+                "select extract(epoch from settled.now - greatest(
+                     -- One that was changed in the future was changed while the clock was wrong.
+                     case when updated_at <= now() + interval '5 seconds' then updated_at end,
+                     $2))::float8
+                 from subscription cross join (select ",
+                settled_now!("$3"),
+                " as now) as settled
+                 where subscription_id = $1 and deleted_at is null",
+            ))
             .bind(id.uuid())
             .bind(since)
+            .bind(self.times().settled)
             .fetch_optional(&self.pool)
             .await?;
             Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
@@ -197,7 +204,10 @@ impl Store {
         bounded(async {
             let mut deleted = 0;
             for statement in [FORGET_HOURS, FORGET_MINUTES] {
-                let done = sqlx::query(statement).bind(interval(age)).bind(rows_max);
+                let done = sqlx::query(statement)
+                    .bind(interval(age))
+                    .bind(rows_max)
+                    .bind(self.times().settled);
                 deleted = done.execute(&self.pool).await?.rows_affected();
             }
             Ok(deleted)
@@ -320,7 +330,9 @@ macro_rules! forget {
             $table,
             " where ",
             $begins_at,
-            " < now() - $1 order by ",
+            " < ",
+            settled_now!("$3"),
+            " - $1 order by ",
             $begins_at,
             " limit $2))"
         )

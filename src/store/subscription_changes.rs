@@ -65,10 +65,11 @@ impl Store {
     ) -> Result<Option<Standing>, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, new.application).await? else {
+            let Some(mut change) = begin(&mut connection, new.application, self.times()).await?
+            else {
                 return Ok(None);
             };
-            let standing = stand(&mut change.transaction, once).await?;
+            let standing = stand(&mut change.transaction, once, self.times()).await?;
             if standing != Standing::New {
                 return Ok(Some(standing));
             }
@@ -92,7 +93,7 @@ impl Store {
     ) -> Result<Changed, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, application).await? else {
+            let Some(mut change) = begin(&mut connection, application, self.times()).await? else {
                 return Ok(Changed::Gone);
             };
             let next = NextRevision { id, read_revision, settings, uid, key };
@@ -116,7 +117,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, application).await? else {
+            let Some(mut change) = begin(&mut connection, application, self.times()).await? else {
                 return Ok(false);
             };
             let is_current: Option<bool> = sqlx::query_scalar(
@@ -152,7 +153,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, application).await? else {
+            let Some(mut change) = begin(&mut connection, application, self.times()).await? else {
                 return Ok(false);
             };
             if !change.delete_subscription(application, id).await? {
@@ -175,7 +176,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            let Some(mut change) = begin(&mut connection, application).await? else {
+            let Some(mut change) = begin(&mut connection, application, self.times()).await? else {
                 return Ok(false);
             };
             if !change.rotate_signing_key(application, id, key, overlap).await? {

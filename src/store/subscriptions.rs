@@ -8,7 +8,7 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Store, StoreError, applications::ApplicationName, bounded};
+use super::{Store, StoreError, applications::ApplicationName, bounded, time::ordered_now};
 use crate::domain::{ApplicationId, SigningKeyId, SubscriptionId, Uid, ids::DEFAULT_APPLICATION};
 
 /// A subscription at its current revision.
@@ -262,13 +262,15 @@ impl Store {
         subscription: SubscriptionId,
     ) -> Result<Vec<SigningKeyRow>, StoreError> {
         bounded(async {
-            Ok(sqlx::query_as(
+            Ok(sqlx::query_as(concat!(
                 "select signing_key_id, subscription_id, sealed, retires_at from signing_key k
                  join subscription s using (application_id, subscription_id)
-                 where subscription_id = $1 and (retires_at is null or retires_at > now())
-                 order by retires_at is not null, signing_key_id desc",
-            )
+                 where subscription_id = $1 and (retires_at is null or retires_at > ",
+                ordered_now!("$2"),
+                ") order by retires_at is not null, signing_key_id desc",
+            ))
             .bind(subscription.uuid())
+            .bind(self.times().expected)
             .fetch_all(&self.pool)
             .await?)
         })

@@ -13,7 +13,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{Shared, recorder::unsent};
+use super::{Shared, recorder::unsent, sweeper::PART_TIME_MAX};
 use crate::{
     domain::{
         ApplicationId, ErrorClass, EventId, LaneId,
@@ -43,8 +43,12 @@ const STEP_PAUSE: Duration = Duration::from_millis(3);
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// The time between two comparisons of what we own with what we know.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
+/// A delivery that is due further ahead than this, and than `DELIVERY_AGE_MAX`, was left there by a
+/// clock that was wrong; and how many of a lane one statement makes due.
+const FAR_MIN: Duration = Duration::from_hours(240);
+const ROWS_BROUGHT_MAX: i64 = 1_000;
 /// The first pause after a failed round; it doubles up to the second value.
-const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+const OUTAGE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 struct Claimer {
     shared: Arc<Shared>,
@@ -101,10 +105,15 @@ impl Claimer {
     /// Waits until there is a reason to look; `false` at the end.
     async fn wait(&mut self) -> bool {
         let due = match self.shared.handover.owner() {
-            Some(_) => self.shared.handover.lanes().next_due(Instant::now()),
-            None => None,
+            None if self.shared.handover.resting().is_none() => None,
+            _ => self.shared.handover.lanes().next_due(Instant::now()),
         };
         let scheduled = self.next_look.min(self.next_reconciliation);
+        // One that rests looks more rarely, but sends in time what it knows of.
+        let scheduled = match self.shared.handover.resting() {
+            Some(rest) => scheduled.max(self.last_look + rest),
+            None => scheduled,
+        };
         let until = due.map_or(scheduled, |due| due.min(scheduled));
         tokio::select! {
             biased;
@@ -119,6 +128,7 @@ impl Claimer {
                 }
             }
             () = self.shared.handover.claimable() => {}
+            () = self.shared.handover.idle().woken() => {}
             () = tokio::time::sleep_until(until.into()) => {}
         }
         true
@@ -127,6 +137,9 @@ impl Claimer {
     async fn round(&mut self) -> Result<(), StoreError> {
         // Whoever is fenced does not claim; the heartbeat wakes us when that ends.
         let Some(owner) = self.shared.handover.owner() else {
+            if self.shared.handover.resting().is_some() {
+                return self.look_at_rest().await;
+            }
             self.next_look = Instant::now() + self.shared.settings.poll_interval;
             self.next_reconciliation = self.next_look.max(self.next_reconciliation);
             return Ok(());
@@ -155,8 +168,28 @@ impl Claimer {
             }
             let is_done = self.uncompared.is_empty();
             let pause = if is_done { RECONCILE_INTERVAL } else { PART_PAUSE };
-            // It comes to read the whole queue: the longer that takes, the rarer it is done.
-            self.next_reconciliation = Instant::now() + pause + began.elapsed() * 9;
+            // It comes to read the whole queue: the longer that takes, the rarer it is done. Not so
+            // where it only waited for the database.
+            let took = began.elapsed().min(PART_TIME_MAX);
+            self.next_reconciliation = Instant::now() + pause + took * 9;
+        }
+        Ok(())
+    }
+
+    /// Looks while this process rests, without a heartbeat. If there is something to do the rest ends;
+    /// the heartbeat that follows wakes this task again.
+    async fn look_at_rest(&mut self) -> Result<(), StoreError> {
+        if self.next_look <= Instant::now()
+            && let Some(owner) = self.shared.handover.last_owner()
+        {
+            self.look(owner).await?;
+            self.last_look = Instant::now();
+            self.next_look = self.last_look + self.shared.settings.poll_interval;
+        }
+        let now = Instant::now();
+        let is_due = self.shared.handover.lanes().next_due(now).is_some_and(|due| due <= now);
+        if is_due || self.cursor.is_some() {
+            self.shared.handover.idle().wake();
         }
         Ok(())
     }
@@ -164,6 +197,18 @@ impl Claimer {
     /// Looks at the next lanes of the queue that have work, due or to come.
     async fn look(&mut self, owner: DispatcherId) -> Result<(), StoreError> {
         let heads = self.store.lane_heads(owner, self.cursor, LANES_PER_STEP).await?;
+        let far = self.shared.settings.delivery_age_max.max(FAR_MIN);
+        let stranded: Vec<_> =
+            heads.iter().filter(|head| head.due_in() > far).map(LaneHead::lane).collect();
+        if !stranded.is_empty() {
+            let brought = self.store.bring_forward(&stranded, far, ROWS_BROUGHT_MAX).await?;
+            tracing::warn!(
+                event = "deliveries_brought_forward",
+                deliveries = brought,
+                "deliveries were due further ahead than any retry; they are due now"
+            );
+            self.looks_again = true;
+        }
         let now = Instant::now();
         let mut lanes = self.shared.handover.lanes();
         for head in heads.iter().filter(|head| head.due_in() <= DUE_HORIZON) {
@@ -191,6 +236,7 @@ impl Claimer {
             if plan.is_empty() {
                 return Ok(());
             }
+            self.shared.handover.idle().wake();
             let age_max = self.shared.settings.delivery_age_max;
             let rows = match self.store.claim_due(owner, &plan, age_max).await {
                 Ok(rows) => rows,

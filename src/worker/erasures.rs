@@ -30,13 +30,14 @@ async fn erasures(shared: &Shared) {
         if let Err(error) = look(shared).await {
             crate::telemetry::statement_failed(&error, "erasures stand still for now");
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        shared.handover.rest(LOOK_INTERVAL).await;
     }
 }
 
 async fn look(shared: &Shared) -> Result<(), StoreError> {
     for _ in 0..STEPS_PER_LOOK {
         let Some(erasure) = shared.store.step_erasure().await? else { break };
+        shared.handover.idle().wake();
         if erasure.is_done() {
             tracing::info!(
                 erasure = %erasure.id(),
@@ -62,7 +63,7 @@ async fn retention(shared: &Shared) {
                 "payloads that are kept for less time were not dropped",
             );
         }
-        tokio::time::sleep(RETENTION_INTERVAL).await;
+        shared.handover.rest(RETENTION_INTERVAL).await;
     }
 }
 

@@ -1,9 +1,9 @@
-//! Who is alive. A process beats every second; one that cannot stops sending long before others
-//! take it for dead (see `sweeper`).
+//! Heartbeats. A process beats every second; one that cannot stops sending long before others find
+//! that its heartbeat has stopped (see `sweeper`).
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::time::timeout;
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::{
-    domain::pacing::Members,
+    domain::{liveness::EXPIRED_AFTER, pacing::Members},
     store::{Store, StoreError, dispatchers::DispatcherId},
 };
 
@@ -19,16 +19,14 @@ use crate::{
 pub const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Without a heartbeat for this long, by the monotonic clock, a process starts no request.
 pub const FENCED_AFTER: Duration = Duration::from_secs(5);
-/// Without a heartbeat for this long, by the database's clock, a process is dead.
-pub const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// A beat that takes longer has failed; the next one uses another connection.
 const BEAT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after its registration a process takes no part of what is divided among all: who has not
 /// heard of it by then sends nothing.
 const JOINED_AFTER: Duration = FENCED_AFTER;
 
-// A fenced process has stopped starting requests before it can count as dead.
-const _: () = assert!(FENCED_AFTER.as_millis() < DEAD_AFTER.as_millis());
+// A fenced process has stopped starting requests before it can count as expired.
+const _: () = assert!(FENCED_AFTER.as_millis() < EXPIRED_AFTER.as_millis());
 
 /// Beats until it is told to stop.
 pub async fn run(
@@ -41,11 +39,13 @@ pub async fn run(
     let mut joined = last_beat;
     let mut is_fenced = false;
     while !stop.is_cancelled() {
-        let (began, before) = (Instant::now(), SystemTime::now());
+        let began = Instant::now();
         let beat = timeout(BEAT_TIMEOUT, store.beat(owner)).await;
         match beat {
             Ok(Ok(beat)) if beat.is_registered => {
-                shared.clock.sample(beat.database_time, before, SystemTime::now());
+                let ended = Instant::now();
+                shared.clock.sample(beat.database_time, (began, ended));
+                shared.peers().observe(&beat.beats(), ended);
                 let count = beat.dispatchers.len().try_into().unwrap_or(u64::MAX);
                 shared.dispatchers.store(count, Ordering::Relaxed);
                 // One that is alone has nobody who must hear of it first.
@@ -61,20 +61,21 @@ pub async fn run(
                 let was_idle = shared.handover.owner().is_none();
                 shared.handover.confirm_owner(owner, began + FENCED_AFTER);
                 if was_idle {
-                    tracing::info!("heartbeats succeed again; sending goes on");
-                    is_fenced = false;
+                    if std::mem::take(&mut is_fenced) {
+                        tracing::info!("heartbeats succeed again; sending goes on");
+                    }
                     shared.handover.wake_starter();
                     shared.handover.wake_claimer();
                 }
             }
             Ok(Ok(_)) => {
-                shared.steady_beats.store(0, Ordering::Relaxed);
+                shared.unsettle();
                 if let Some(new) = reborn(&shared, &store, owner).await {
                     (owner, last_beat, joined) = (new, began, Instant::now());
                 }
             }
             Ok(Err(_)) | Err(_) => {
-                shared.steady_beats.store(0, Ordering::Relaxed);
+                shared.unsettle();
                 // The handover has fenced itself by then; this only says so.
                 if last_beat.elapsed() >= FENCED_AFTER && !is_fenced {
                     tracing::warn!(
@@ -87,8 +88,18 @@ pub async fn run(
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(BEAT_INTERVAL.saturating_sub(began.elapsed())) => {}
+            () = pause(&shared, BEAT_INTERVAL.saturating_sub(began.elapsed())) => {}
         }
+    }
+}
+
+/// The pause before the next heartbeat. One that rests, and is alone, holds nothing that a heartbeat
+/// keeps; it beats before it claims again.
+async fn pause(shared: &Shared, usual: Duration) {
+    if shared.dispatchers.load(Ordering::Relaxed) <= 1 {
+        shared.handover.rest(usual).await;
+    } else {
+        tokio::time::sleep(usual).await;
     }
 }
 

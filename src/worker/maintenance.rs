@@ -119,7 +119,7 @@ async fn rounds(shared: &Shared) {
             }
         }
         shared.handover.lanes().forget_idle(Instant::now());
-        tokio::time::sleep(ROUND_INTERVAL).await;
+        shared.handover.rest(ROUND_INTERVAL).await;
     }
 }
 

@@ -27,7 +27,7 @@ mod wakeups;
 use std::{
     panic::AssertUnwindSafe,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -46,8 +46,8 @@ use crate::{
     clock::Clock,
     delivery::Client,
     domain::{
-        ApplicationId, DeliveryId, NamedKeys, RetryPolicy, Subscription, pacing::Members,
-        signature::SigningKeys, subscription::DisabledBecause,
+        ApplicationId, DeliveryId, NamedKeys, RetryPolicy, Subscription, liveness::Peers,
+        pacing::Members, signature::SigningKeys, subscription::DisabledBecause,
     },
     ingest::{Handover, Routes},
     store::{
@@ -57,7 +57,7 @@ use crate::{
     },
 };
 
-pub use heartbeat::{BEAT_INTERVAL, DEAD_AFTER, FENCED_AFTER};
+pub use heartbeat::{BEAT_INTERVAL, FENCED_AFTER};
 pub use wakeups::tell_others;
 
 /// How many results may wait for the recorder. Slots are freed when results are recorded, so only
@@ -133,10 +133,24 @@ struct Shared {
     abort: CancellationToken,
     /// Heartbeats that succeeded in a row, the last one included.
     steady_beats: AtomicU32,
+    /// Heartbeats of all processes, as this one has seen them.
+    peers: Mutex<Peers>,
     /// How many processes are registered, this one included.
     dispatchers: AtomicU64,
     /// The queue should be looked through now: something came that names no lane.
     look_now: Notify,
+}
+
+impl Shared {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a heartbeat failed: until some have succeeded nothing is known of other processes.
+    fn unsettle(&self) {
+        self.steady_beats.store(0, Ordering::Relaxed);
+        self.peers().forget();
+    }
 }
 
 /// The sending half of the service. Made on the runtime that it is to work on.
@@ -188,6 +202,7 @@ impl Worker {
             stop: CancellationToken::new(),
             abort: CancellationToken::new(),
             steady_beats: AtomicU32::new(0),
+            peers: Mutex::default(),
             dispatchers: AtomicU64::new(1),
             look_now: Notify::new(),
         });

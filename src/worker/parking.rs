@@ -57,7 +57,7 @@ async fn sweeps(shared: &Shared) {
                 ),
             }
         }
-        tokio::time::sleep(SWEEP_INTERVAL).await;
+        shared.handover.rest(SWEEP_INTERVAL).await;
     }
 }
 

@@ -48,7 +48,10 @@ async fn looks(shared: &Shared) {
                 false
             }
         };
-        tokio::time::sleep(if is_busy { BUSY_INTERVAL } else { IDLE_INTERVAL }).await;
+        if is_busy {
+            shared.handover.idle().wake();
+        }
+        shared.handover.rest(if is_busy { BUSY_INTERVAL } else { IDLE_INTERVAL }).await;
     }
 }
 

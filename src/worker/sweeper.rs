@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    Shared,
-    heartbeat::{BEAT_INTERVAL, DEAD_AFTER},
-};
+use super::{Shared, heartbeat::BEAT_INTERVAL};
 use crate::store::{
     StoreError,
     owned::{Orphans, PART_PAUSE, Pages},
@@ -22,11 +19,15 @@ const STEADY_BEATS_MIN: u32 = 3;
 /// inserted some after it was buried, or buried another and died. Nine times what a look that found none
 /// took, if that is longer, but no longer than the second value.
 const ORPHANS_INTERVAL: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(1));
+/// The time that one part of a look counts at most: one that took longer has waited for the database,
+/// and says nothing of the length of the queue.
+pub const PART_TIME_MAX: Duration = Duration::from_millis(50);
 
 struct Sweeper {
     shared: Arc<Shared>,
     next_burial: Instant,
     next_look: Instant,
+    last_look: Instant,
     /// The pages of the queue that the look under way has not come to.
     pages: Pages,
     /// What it has found so far, and how long it took to find nothing.
@@ -44,6 +45,7 @@ pub async fn run(shared: Arc<Shared>) {
         shared,
         next_burial: now + BEAT_INTERVAL,
         next_look: now + ORPHANS_INTERVAL.0,
+        last_look: now,
         pages: Pages::DONE,
         found: Orphans::default(),
         took: Duration::ZERO,
@@ -74,7 +76,14 @@ impl Sweeper {
         if !self.is_steady() {
             return;
         }
-        match self.shared.store.bury_dispatchers(DEAD_AFTER).await {
+        // While the clock is in question, only what was seen to stop counts.
+        let clock = &self.shared.clock;
+        let trusted_us = clock.alarm().is_none().then(|| clock.now().timestamp_micros());
+        let stopped = self.shared.peers().expired(trusted_us);
+        if stopped.is_empty() {
+            return;
+        }
+        match self.shared.store.bury_dispatchers(&stopped).await {
             Ok(buried) if buried.is_empty() => {}
             Ok(buried) => {
                 for dead in buried {
@@ -93,10 +102,13 @@ impl Sweeper {
     /// Gives back what processes that are gone held in the next part of the queue, and says when the
     /// next one is.
     async fn look(&mut self) {
-        if !self.is_steady() {
+        let rests = self.pages.is_empty()
+            && self.shared.handover.resting().is_some_and(|rest| self.last_look.elapsed() < rest);
+        if rests || !self.is_steady() {
             self.next_look = Instant::now() + BEAT_INTERVAL;
             return;
         }
+        self.last_look = Instant::now();
         let pause = match self.look_at_part().await {
             Ok(took) if !self.pages.is_empty() => took.max(PART_PAUSE),
             Ok(_) => {
@@ -135,7 +147,7 @@ impl Sweeper {
         let orphans = store.release_orphans(&mut self.pages).await?;
         let took = began.elapsed();
         if orphans.is_empty() {
-            self.took += took;
+            self.took += took.min(PART_TIME_MAX);
         }
         self.found.add(orphans);
         Ok(took)

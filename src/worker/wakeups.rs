@@ -41,6 +41,7 @@ async fn hear(shared: &Shared, pause: &mut Duration) -> Result<(), StoreError> {
     shared.look_now.notify_one();
     loop {
         listener.heard().await?;
+        shared.handover.idle().wake();
         shared.look_now.notify_one();
     }
 }

@@ -10,7 +10,7 @@ use std::{
 /// Which module may use which; what is not named here may use everything.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &["domain"]),
-    ("store", &["domain", "store", "tls"]),
+    ("store", &["domain", "store", "clock", "tls"]),
     ("delivery", &["domain", "delivery", "tls"]),
     ("ingest", &["domain", "store", "ingest", "clock", "telemetry"]),
     ("worker", &["domain", "store", "delivery", "ingest", "worker", "clock", "telemetry"]),

@@ -5,20 +5,18 @@ use webhook_dispatcher::store::owned::INTERRUPTIONS_MAX;
 use super::*;
 
 #[tokio::test]
-async fn only_the_silent_are_buried_and_their_rows_released() {
+async fn stopped_heartbeats_are_removed_and_their_rows_released() {
     let bench = Bench::new().await;
     let dead = bench.store.register_dispatcher().await.unwrap();
     let of_dead = bench.insert(Some(dead)).await;
     let of_living = bench.insert(Some(bench.me)).await;
-    sqlx::query(
-        "update dispatcher set heartbeat_at = now() - interval '9 s' where dispatcher_id = $1",
-    )
-    .bind(dead)
-    .execute(bench.pool())
-    .await
-    .unwrap();
-    let silence = Duration::from_secs(8);
-    assert_eq!(bench.store.bury_dispatchers(silence).await.unwrap(), [dead]);
+    let beats = bench.store.beat(bench.me).await.unwrap().beats();
+    let stopped: Vec<_> = beats.iter().copied().filter(|(id, _)| *id == dead.get()).collect();
+    bench.store.beat(dead).await.unwrap();
+    assert_eq!(bench.store.bury_dispatchers(&stopped).await.unwrap(), [], "it has beaten since");
+    let beats = bench.store.beat(bench.me).await.unwrap().beats();
+    let stopped: Vec<_> = beats.iter().copied().filter(|(id, _)| *id == dead.get()).collect();
+    assert_eq!(bench.store.bury_dispatchers(&stopped).await.unwrap(), [dead]);
     let orphans = bench.store.release_all_orphans().await.unwrap();
     assert_eq!((orphans.released, orphans.buried), (1, 0));
     let row = only(bench.claim(bench.me, 10).await);

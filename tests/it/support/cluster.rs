@@ -164,7 +164,7 @@ impl TestServer {
 
 /// Statics are not dropped at exit, and a panic or `kill -9` runs nothing at all. A shell that waits
 /// for the end of its input outlives us by a moment and cleans up.
-fn stop_with_this_process(data_dir: &Path) -> ChildStdin {
+pub(super) fn stop_with_this_process(data_dir: &Path) -> ChildStdin {
     const CLEAN_UP: &str = r#"
         trap '' INT TERM HUP
         read -r _
