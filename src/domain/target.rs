@@ -16,6 +16,10 @@ use super::{
 
 /// How many bytes a target URL may have.
 pub const URL_BYTES_MAX: usize = 2_048;
+/// Maximum length of a host name (RFC 1035), without the dot that may end it.
+pub const HOST_BYTES_MAX: usize = 253;
+/// Maximum length of one part of a host name.
+pub const HOST_LABEL_BYTES_MAX: usize = 63;
 
 /// Why a text is not a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +42,12 @@ pub enum TargetUrlError {
     /// Port 0.
     #[error("must not name port 0")]
     Port,
+    /// A host name that no name server can know, such as that of an unfilled template.
+    #[error(
+        "has a host that is not a host name: parts of 1 to {HOST_LABEL_BYTES_MAX} letters, digits, `_` \
+         and (inside) `-`, joined by dots, at most {HOST_BYTES_MAX} characters"
+    )]
+    Host,
 }
 
 /// An absolute http(s) URL without credentials or fragment, in the WHATWG normal form: a host
@@ -46,8 +56,17 @@ pub enum TargetUrlError {
 pub struct TargetUrl(Url);
 
 impl TargetUrl {
-    /// Reads a target.
+    /// Reads a target that somebody names: one that can be called.
     pub fn parse(text: &str) -> Result<Self, TargetUrlError> {
+        let target = Self::from_stored(text)?;
+        if target.0.domain().is_some_and(|name| !is_host_name(name)) {
+            return Err(TargetUrlError::Host);
+        }
+        Ok(target)
+    }
+
+    /// Reads a target that was accepted before, perhaps by a version that did not check host names.
+    pub fn from_stored(text: &str) -> Result<Self, TargetUrlError> {
         if text.len() > URL_BYTES_MAX {
             return Err(TargetUrlError::TooLong);
         }
@@ -174,6 +193,20 @@ pub fn sealed_headers_of(id: DeliveryId) -> Vec<u8> {
     format!("target headers {id}").into_bytes()
 }
 
+/// Reports if a resolver and TLS can look for this name. Underscores are no part of host names
+/// (RFC 1123), but Compose and Kubernetes give such names.
+fn is_host_name(name: &str) -> bool {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let is_label = |label: &str| {
+        (1..=HOST_LABEL_BYTES_MAX).contains(&label.len())
+            && label.bytes().all(is_inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= HOST_BYTES_MAX && name.split('.').all(is_label)
+}
+
 /// The address, if the host of a URL is one rather than a name.
 pub fn literal_address(url: &Url) -> Option<IpAddr> {
     match url.host()? {
@@ -224,6 +257,29 @@ mod tests {
         check("https://:secret@example.com/", Err(TargetUrlError::Credentials));
         check("https://example.com/#top", Err(TargetUrlError::Fragment));
         check("http://example.com:0/", Err(TargetUrlError::Port));
+        let label = "x".repeat(HOST_LABEL_BYTES_MAX);
+        for host in [
+            "hooks.{{tenant}}.example.com",
+            "a..example",
+            ".example",
+            ".",
+            "a.example..",
+            "*.example",
+            "-a.example",
+            "a-.example",
+            "a!b.example",
+            &format!("{label}x.example"),
+            &format!("{}.example", [label.as_str(); 4].join(".")),
+        ] {
+            check(&format!("https://{host}/x"), Err(TargetUrlError::Host));
+            let stored = TargetUrl::from_stored(&format!("https://{host}/x"));
+            assert!(stored.is_ok(), "{host}: accepted by earlier versions");
+        }
+        check("https://xn--a/", Err(TargetUrlError::Malformed(url::ParseError::IdnaError)));
+        check("http://my_service:80/", Ok("http://my_service/"));
+        check("http://_a.b_c.example./", Ok("http://_a.b_c.example./"));
+        check("http://Bücher.example/", Ok("http://xn--bcher-kva.example/"));
+        check(&format!("http://{label}.example/"), Ok(&format!("http://{label}.example/")));
         check("/path", Err(TargetUrlError::Malformed(url::ParseError::RelativeUrlWithoutBase)));
         check("http://", Err(TargetUrlError::Malformed(url::ParseError::EmptyHost)));
         check(&format!("http://a/{}", "x".repeat(2_048)), Err(TargetUrlError::TooLong));

@@ -225,7 +225,7 @@ fn lanes_of(row: &DeliveryRow, application: ApplicationId) -> impl Iterator<Item
     let lanes = match row.subscription_id() {
         Some(subscription) => [Some(subscription.lane()), None],
         None => {
-            let target = TargetUrl::parse(&row.target_url).ok();
+            let target = TargetUrl::from_stored(&row.target_url).ok();
             let lanes = target.map(|it| [it.lane(application), it.url_lane(application)]);
             lanes.map_or([None; 2], |lanes| lanes.map(Some))
         }

@@ -92,7 +92,8 @@ fn subscription<'k>(
             .map_err(|_| Unreadable("event_types"))?,
         filter: filter.map_err(|_| Unreadable("filter"))?,
         sending: Sending {
-            target: TargetUrl::parse(&settings.target_url).map_err(|_| Unreadable("target_url"))?,
+            target: TargetUrl::from_stored(&settings.target_url)
+                .map_err(|_| Unreadable("target_url"))?,
             method: Method::from_name(&settings.method).ok_or(Unreadable("method"))?,
             headers: headers(row.id(), settings, sealing).ok_or(Unreadable("headers"))?,
             signing: match settings.signing.as_str() {
