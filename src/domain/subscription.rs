@@ -271,7 +271,10 @@ impl CustomHeaders {
 
     /// As an object of JSON, to be sealed.
     pub fn to_json(&self) -> Vec<u8> {
-        let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        let text = |value: &HeaderValue| {
+            // Beyond ASCII too: `to_str` would refuse that.
+            String::from_utf8(value.as_bytes().to_vec()).expect("values are made of text alone")
+        };
         let headers: BTreeMap<&str, String> =
             self.0.iter().map(|(name, value)| (name.as_str(), text(value))).collect();
         serde_json::to_vec(&headers).expect("text is JSON")
@@ -403,6 +406,22 @@ mod tests {
         assert_eq!(CustomHeaders::new([("a", &*large)]), Err(CustomHeaderError::TooLarge));
         let secret = CustomHeaders::new([("authorization", "hush")]).unwrap();
         assert_eq!(format!("{secret:?}"), "[\"authorization\"]");
+    }
+
+    #[test]
+    fn header_values_beyond_ascii_keep_their_bytes() {
+        for value in ["Grüße", "日本", "\u{85}", "a\tb ", ""] {
+            let headers = CustomHeaders::new([("x-name", value), ("b", "2")]).unwrap();
+            let read = CustomHeaders::from_json(&headers.to_json()).unwrap();
+            let bytes = |headers: &CustomHeaders| {
+                let mut all: Vec<_> =
+                    headers.iter().map(|(_, value)| value.as_bytes().to_vec()).collect();
+                all.sort_unstable();
+                all
+            };
+            assert_eq!(bytes(&read), bytes(&headers), "{value}");
+            assert!(bytes(&read).contains(&value.as_bytes().to_vec()), "{value}");
+        }
     }
 
     #[test]
