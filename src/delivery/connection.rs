@@ -27,8 +27,6 @@ use tokio_util::either::Either;
 use super::metered::{Metered, Room};
 use crate::domain::ErrorClass;
 
-/// How many header lines an answer may have.
-const RESPONSE_HEADERS_MAX: usize = 100;
 /// How many bytes the head of an answer may have.
 const RESPONSE_HEAD_BYTES_MAX: usize = 64 * 1024;
 
@@ -58,6 +56,11 @@ impl ConnectionError {
         Self::new(ErrorClass::Tls, cause)
     }
 
+    /// A host that no name server can know: stored by a version that did not check it.
+    pub fn host(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::new(ErrorClass::Dns, cause)
+    }
+
     /// A fault of ours.
     pub fn internal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(ErrorClass::Internal, cause)
@@ -80,7 +83,9 @@ pub(super) struct Connection {
 pub(super) enum SendError {
     /// The connection was closed before the request went out: another one may take it.
     Unsent(Box<Request<Full<Bytes>>>, ConnectionError),
-    /// The receiver may have seen the request.
+    /// The receiver may have seen the request. Not a byte of an answer came.
+    Unanswered(ConnectionError),
+    /// The receiver answered something that is no answer.
     Failed(ConnectionError),
 }
 
@@ -90,9 +95,15 @@ impl Connection {
         stream: Either<TcpStream, TlsStream<TcpStream>>,
     ) -> Result<Self, ConnectionError> {
         let room = Room::for_head(RESPONSE_HEADS_BYTES_MAX);
+        // A hundred header lines at most: hyper's own bound, for which it needs no allocation.
+        // A line that is odd is unfolded, trimmed or ignored, as curl and browsers do. Lengths stay
+        // strict: hyper reads them from what is left, and refuses those that contradict each other.
         let handshake = http1::Builder::new()
-            .max_headers(RESPONSE_HEADERS_MAX)
             .max_buf_size(RESPONSE_HEAD_BYTES_MAX)
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true)
+            .ignore_invalid_headers_in_responses(true)
+            .title_case_headers(true)
             .handshake(TokioIo::new(Metered { stream, room: room.clone() }))
             .await;
         let (sender, driver) = handshake.map_err(protocol)?;
@@ -126,6 +137,9 @@ impl Connection {
         });
         answered.await.map_err(|mut refused| match refused.take_message() {
             Some(request) => SendError::Unsent(Box::new(request), protocol(refused.into_error())),
+            None if self.room.left() == RESPONSE_HEADS_BYTES_MAX => {
+                SendError::Unanswered(protocol(refused.into_error()))
+            }
             None => SendError::Failed(protocol(refused.into_error())),
         })
     }

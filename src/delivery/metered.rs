@@ -55,6 +55,11 @@ impl Room {
         self.0.is_for_body.store(is_for_body, Ordering::Relaxed);
     }
 
+    /// Maximum number of bytes that may still be read.
+    pub fn left(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
     fn check(&self) -> Result<(), Exhausted> {
         if self.0.bytes.load(Ordering::Relaxed) > 0 {
             return Ok(());

@@ -3,11 +3,9 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-/// How long a connection may rest before it is closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many connections may rest in all; beyond it the one that has rested longest is closed. One
 /// costs some 30 KiB.
 const IDLE_MAX: usize = 2_048;
@@ -29,7 +27,8 @@ struct Idle<C> {
 struct Resting<C> {
     connection: C,
     origin: Arc<str>,
-    since: Instant,
+    /// From then on it is not used any more.
+    until: Instant,
 }
 
 impl<C> Pool<C> {
@@ -44,17 +43,29 @@ impl<C> Pool<C> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the connection of an origin that was used last: the likeliest to be open still.
+    /// Takes the connection of an origin that was used last and may rest still: the likeliest to be
+    /// open.
     pub fn take(&self, origin: &str, now: Instant) -> Option<C> {
-        let mut idle = self.idle();
-        let number = idle.by_origin.get_mut(origin)?.pop_back()?;
-        let resting = idle.resting.remove(&number)?;
-        // The others of this origin have rested even longer.
-        (now < resting.since + IDLE_TIMEOUT).then_some(resting.connection)
+        let mut expired = Vec::new();
+        let mut guard = self.idle();
+        let idle = &mut *guard;
+        let numbers = idle.by_origin.get_mut(origin)?;
+        let taken = loop {
+            let Some(number) = numbers.pop_back() else { break None };
+            match idle.resting.remove(&number) {
+                Some(resting) if now < resting.until => break Some(resting.connection),
+                Some(resting) => expired.push(resting),
+                None => {}
+            }
+        };
+        // Closing is a system call, and nobody need wait for it.
+        drop(guard);
+        drop(expired);
+        taken
     }
 
-    /// Keeps a connection for the next request. What exceeds the bounds is closed.
-    pub fn put(&self, origin: &str, connection: C, now: Instant) {
+    /// Keeps a connection for the next request, until then. What exceeds the bounds is closed.
+    pub fn put(&self, origin: &str, connection: C, until: Instant) {
         let mut guard = self.idle();
         let idle = &mut *guard;
         let number = idle.next_number;
@@ -65,7 +76,7 @@ impl<C> Pool<C> {
         numbers.push_back(number);
         let is_over = numbers.len() > self.per_origin_max;
         let surplus = if is_over { numbers.pop_front() } else { None };
-        idle.resting.insert(number, Resting { connection, origin, since: now });
+        idle.resting.insert(number, Resting { connection, origin, until });
         let surplus = surplus.and_then(|number| idle.resting.remove(&number));
         let eldest = if idle.resting.len() > IDLE_MAX { idle.remove_eldest() } else { None };
         // Closing is a system call, and nobody need wait for it.
@@ -84,15 +95,15 @@ impl<C> Pool<C> {
 
     /// Closes what has rested for too long.
     pub fn close_idle(&self, now: Instant) {
-        let mut closed = Vec::new();
-        let mut idle = self.idle();
-        while let Some(eldest) = idle.resting.first_entry()
-            && eldest.get().since + IDLE_TIMEOUT <= now
-        {
-            closed.extend(idle.remove_eldest());
-        }
-        idle.by_origin.retain(|_, numbers| !numbers.is_empty());
-        drop(idle);
+        let mut guard = self.idle();
+        let Idle { resting, by_origin, .. } = &mut *guard;
+        let closed: Vec<_> = resting.extract_if(.., |_, one| one.until <= now).collect();
+        by_origin.retain(|_, numbers| {
+            numbers.retain(|number| resting.contains_key(number));
+            !numbers.is_empty()
+        });
+        drop(guard);
+        drop(closed);
     }
 }
 
@@ -109,11 +120,15 @@ impl<C> Idle<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const REST: Duration = Duration::from_secs(4);
 
     fn numbered(pool: &Pool<usize>, origin: &str, numbers: std::ops::Range<usize>, now: Instant) {
         for number in numbers {
-            pool.put(origin, number, now);
+            pool.put(origin, number, now + REST);
         }
     }
 
@@ -137,7 +152,7 @@ mod tests {
         assert_eq!(all, [2, 1]);
 
         let pool = Pool::new(IDLE_MAX);
-        pool.put("http://first", 0, now);
+        pool.put("http://first", 0, now + REST);
         numbered(&pool, "http://a", 1..IDLE_MAX + 1, now);
         assert_eq!(pool.take("http://first", now), None);
         assert_eq!(pool.take("http://a", now), Some(IDLE_MAX));
@@ -147,13 +162,26 @@ mod tests {
     #[test]
     fn what_rested_too_long_is_not_used_and_is_closed() {
         let (pool, then) = (Pool::new(9), Instant::now());
-        let now = then + IDLE_TIMEOUT;
+        let now = then + REST;
         numbered(&pool, "http://a", 0..2, then);
         assert_eq!(pool.take("http://a", now), None);
-        pool.put("http://b", 5, now);
+        assert_eq!(pool.idle().resting.len(), 0);
+        numbered(&pool, "http://a", 2..3, then);
+        pool.put("http://b", 5, now + REST);
+        pool.put("http://b", 6, then);
         pool.close_idle(now);
         assert_eq!(pool.idle().resting.len(), 1);
         assert_eq!(pool.idle().by_origin.len(), 1, "no origin is remembered without connections");
         assert_eq!(pool.take("http://b", now), Some(5));
+    }
+
+    /// Each has its own time: a receiver may name a shorter one later.
+    #[test]
+    fn one_that_may_rest_longer_is_used_though_a_later_one_may_not() {
+        let (pool, now) = (Pool::new(9), Instant::now());
+        pool.put("http://a", 1, now + REST);
+        pool.put("http://a", 2, now);
+        assert_eq!(pool.take("http://a", now), Some(1));
+        assert_eq!(pool.take("http://a", now), None);
     }
 }

@@ -7,13 +7,14 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, SecondsFormat, Utc};
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use url::Url;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use url::{Position, Url};
 
 use crate::domain::{
-    AllowedHosts, DeliveryId, EventId, KeyName, TargetUrl,
+    AllowedHosts, DeliveryId, EventId, KeyName, TargetUrl, Upstream,
     signature::SigningKeys,
     subscription::{CustomHeaders, Method, SignatureHeaders},
+    upstream,
 };
 
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
@@ -24,6 +25,7 @@ const X_TIMESTAMP: HeaderName = HeaderName::from_static("x-webhook-timestamp");
 const X_DELIVERY_ID: HeaderName = HeaderName::from_static("x-webhook-delivery-id");
 const X_ATTEMPT: HeaderName = HeaderName::from_static("x-webhook-attempt");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const X_HOPS: HeaderName = HeaderName::from_static(upstream::HOPS);
 const X_KEY_ID: HeaderName = HeaderName::from_static("x-webhook-key-id");
 const X_EVENT: HeaderName = HeaderName::from_static("x-webhook-event");
 const X_EVENT_TYPE: HeaderName = HeaderName::from_static("x-webhook-event-type");
@@ -44,8 +46,8 @@ pub struct Attempt<'a> {
     pub number: u32,
     /// When it starts, by the database's clock.
     pub at: DateTime<Utc>,
-    /// The span of this attempt, for `traceparent`.
-    pub span_id: u64,
+    /// The way that its event came.
+    pub upstream: &'a Upstream,
     /// Its method.
     pub method: Method,
     /// Where it goes.
@@ -80,7 +82,7 @@ pub struct Outgoing {
     pub method: hyper::Method,
     /// Where it goes.
     pub url: Url,
-    /// Its headers, but for those that HTTP itself adds.
+    /// Its headers, in their order, but for those that HTTP itself adds.
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
@@ -109,9 +111,15 @@ impl Outgoing {
     /// Signs an attempt and lays out its headers.
     pub fn of(attempt: &Attempt<'_>) -> Result<Self, RequestRefused> {
         let mut headers = HeaderMap::with_capacity(16);
+        let mut values = Values::default();
+        // Headers go out in the order in which they are inserted here, and `Host` should be the first
+        // (RFC 9110, section 7.2): some firewalls look no further.
+        let url = attempt.target.url();
+        let authority = &url[Position::BeforeHost..Position::BeforePath];
+        headers.insert(HOST, values.put(format_args!("{authority}")));
+        headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
-        let mut values = Values::default();
         let unix_seconds = attempt.at.timestamp();
         let time = attempt.at.to_rfc3339_opts(SecondsFormat::Millis, true);
         let event_id = values.put(format_args!("{}", attempt.event_id));
@@ -140,7 +148,12 @@ impl Outgoing {
         headers.insert(X_TIMESTAMP, values.put(format_args!("{time}")));
         headers.insert(X_DELIVERY_ID, values.put(format_args!("{}", attempt.delivery_id)));
         headers.insert(X_ATTEMPT, values.put(format_args!("{}", attempt.number)));
-        headers.insert(TRACEPARENT, values.traceparent(attempt.event_id, attempt.span_id));
+        // At most `HOPS_MAX` were accepted.
+        headers.insert(X_HOPS, values.put(format_args!("{}", attempt.upstream.hops + 1)));
+        if let Some(trace) = &attempt.upstream.traceparent {
+            // Unchanged: this service is no part of the trace, and its spans would be nowhere.
+            headers.insert(TRACEPARENT, values.put(format_args!("{}", trace.as_str())));
+        }
         if let Some(event_type) = attempt.event_type {
             let refused = |_| RequestRefused::Header(X_EVENT_TYPE);
             let event_type = HeaderValue::from_str(event_type).map_err(refused)?;
@@ -157,8 +170,7 @@ impl Outgoing {
             Method::Put => hyper::Method::PUT,
             Method::Patch => hyper::Method::PATCH,
         };
-        let url = attempt.target.url().clone();
-        Ok(Self { method, url, headers, body: attempt.body.clone(), hosts: None })
+        Ok(Self { method, url: url.clone(), headers, body: attempt.body.clone(), hosts: None })
     }
 }
 
@@ -167,7 +179,7 @@ struct Values(BytesMut);
 
 impl Default for Values {
     fn default() -> Self {
-        // More than all of them take, with two keys that sign.
+        // More than all of them take, with two keys that sign and a host name that is not long.
         Self(BytesMut::with_capacity(640))
     }
 }
@@ -178,13 +190,7 @@ impl Values {
         // Writing into memory cannot fail.
         let _ = self.0.write_fmt(value);
         HeaderValue::from_maybe_shared(self.0.split().freeze())
-            .expect("ids, numbers, times and signatures are visible ASCII")
-    }
-
-    /// W3C Trace Context: one trace an event, one span an attempt, not sampled by us.
-    fn traceparent(&mut self, event: EventId, span_id: u64) -> HeaderValue {
-        // A span of zeros is invalid.
-        self.put(format_args!("00-{}-{:016x}-00", event.uuid().as_simple(), span_id.max(1)))
+            .expect("hosts, ids, numbers, times and signatures are visible ASCII")
     }
 }
 
@@ -192,13 +198,13 @@ impl Values {
 const REDACTED: &str = "[redacted]";
 
 /// Header lines as they are kept: without what a subscription's own headers say, which may be
-/// credentials. Values beyond ASCII are read as Latin-1, which cannot fail.
+/// credentials. Values beyond ASCII are read as UTF-8, or else as Latin-1, which cannot fail.
 pub fn header_lines(headers: &HeaderMap) -> String {
     let mut lines = String::with_capacity(headers.len() * 48);
     for (name, value) in headers {
         lines.push_str(name.as_str());
         lines.push_str(": ");
-        match value.to_str() {
+        match str::from_utf8(value.as_bytes()) {
             _ if value.is_sensitive() => lines.push_str(REDACTED),
             Ok(text) => lines.push_str(text),
             Err(_) => lines.extend(value.as_bytes().iter().copied().map(char::from)),
@@ -225,7 +231,7 @@ mod tests {
             delivery_id: DeliveryId::of_event(event_id, 0),
             number: 3,
             at: DateTime::from_timestamp_millis(1_795_219_200_123).unwrap(),
-            span_id: 255,
+            upstream: &Upstream::default(),
             method: Method::Post,
             headers: &CustomHeaders::default(),
             signature: Signature::By(&keys, SignatureHeaders::Standard),
@@ -241,8 +247,9 @@ mod tests {
         assert_eq!(
             lines,
             [
+                "accept: */*",
                 "content-type: application/json",
-                "traceparent: 00-0192d4e012347abc8def0123456789ab-00000000000000ff-00",
+                "host: example.com",
                 concat!("user-agent: webhook-dispatcher/", env!("CARGO_PKG_VERSION")),
                 "webhook-id: evt_0192d4e012347abc8def0123456789ab",
                 "webhook-signature: v1,ATnPuEjzAIZsW+L2LbojH6SfmjDcSjyjdmhDh5T6qQU=",
@@ -252,6 +259,7 @@ mod tests {
                 "x-webhook-event-id: evt_0192d4e012347abc8def0123456789ab",
                 "x-webhook-event-type: invoice.paid",
                 "x-webhook-event: invoice.paid",
+                "x-webhook-hops: 1",
                 "x-webhook-signature: 20b8887cd416d68b00486311239aafcd0eaba669bdc9a909cc71a062dd043b7e",
                 "x-webhook-timestamp: 2026-11-21T00:00:00.123Z",
             ]
@@ -271,7 +279,7 @@ mod tests {
                 delivery_id: DeliveryId::of_event(event_id, 0),
                 number: 1,
                 at: DateTime::UNIX_EPOCH,
-                span_id: 1,
+                upstream: &Upstream::default(),
                 method: Method::Patch,
                 headers: &own,
                 signature,
@@ -298,15 +306,17 @@ mod tests {
     }
 
     #[test]
-    fn untyped_events_have_no_type_headers() {
+    fn an_untyped_event_has_no_type_headers_and_a_traced_one_its_callers_trace() {
         let event_id = EventId::new(1, [1; 10]);
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let upstream = Upstream { hops: 2, traceparent: upstream::TraceParent::parse(trace) };
         let attempt = Attempt {
             event_id,
             event_type: None,
             delivery_id: DeliveryId::of_event(event_id, 0),
             number: 1,
             at: DateTime::UNIX_EPOCH,
-            span_id: 0,
+            upstream: &upstream,
             method: Method::Put,
             headers: &CustomHeaders::default(),
             signature: Signature::None,
@@ -316,15 +326,16 @@ mod tests {
         };
         let headers = Outgoing::of(&attempt).unwrap().headers;
         assert!(!headers.contains_key("x-webhook-event"));
-        assert!(headers["traceparent"].to_str().unwrap().ends_with("-0000000000000001-00"));
+        assert_eq!(headers["traceparent"], trace);
+        assert_eq!(headers["x-webhook-hops"], "3");
     }
 
     #[test]
     fn any_header_value_can_be_kept() {
         let mut headers = HeaderMap::new();
         headers.insert("x-a", HeaderValue::from_bytes(b"caf\xe9").unwrap());
-        headers.append("x-a", HeaderValue::from_static("2"));
-        assert_eq!(header_lines(&headers), "x-a: café\nx-a: 2");
+        headers.append("x-a", HeaderValue::from_bytes("naïve 日本".as_bytes()).unwrap());
+        assert_eq!(header_lines(&headers), "x-a: café\nx-a: naïve 日本");
         assert_eq!(header_lines(&HeaderMap::new()), "");
     }
 }

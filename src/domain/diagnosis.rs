@@ -108,6 +108,11 @@ pub const fn meaning(class: ErrorClass, status: Option<u16>) -> (&'static str, &
             "the receiver answers with a redirect, and redirects are not followed",
             "set `target_url` to where the redirect points (http to https, or a slash at the end)",
         ),
+        ErrorClass::Loop => (
+            "the receiver is a webhook dispatcher whose events lead back to it",
+            "set `target_url` to a receiver that does not publish what it gets, or change where the \
+             events go that it publishes",
+        ),
         ErrorClass::ResponseTooLarge => (
             "the head of the answer is too large",
             "let the receiver answer with fewer or shorter headers",

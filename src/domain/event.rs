@@ -9,6 +9,7 @@ use super::{
     ids::{ApplicationId, SubscriptionId},
     json::{self, JsonError, Nul},
     target::{NamedTarget, TargetUrl},
+    upstream::Upstream,
 };
 
 /// How many bytes the name of an event type may have.
@@ -213,6 +214,8 @@ pub struct Submission {
     pub metadata: Option<Metadata>,
     /// The caller's name for it.
     pub idempotency_key: Option<IdempotencyKey>,
+    /// The way that it came. It does not make a repeated request another one.
+    pub upstream: Upstream,
 }
 
 impl Submission {
@@ -314,6 +317,7 @@ mod tests {
             subject: None,
             metadata: None,
             idempotency_key: None,
+            upstream: Upstream::default(),
         };
         let same = Submission { idempotency_key: IdempotencyKey::parse("k").ok(), ..base.clone() };
         assert_eq!(base.fingerprint(), same.fingerprint());

@@ -41,6 +41,7 @@ pub mod statistics;
 pub mod subscription;
 pub mod target;
 pub mod uid;
+pub mod upstream;
 pub mod witness;
 
 pub use access::{ApiKey, ApiKeyHash, Permission, Principal, Role};
@@ -63,3 +64,4 @@ pub use signature::SigningKey;
 pub use subscription::Subscription;
 pub use target::TargetUrl;
 pub use uid::Uid;
+pub use upstream::Upstream;

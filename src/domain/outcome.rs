@@ -20,6 +20,8 @@ pub enum ErrorClass {
     HttpStatus,
     /// A 3xx answer; redirects are never followed.
     Redirect,
+    /// The target leads back to a service that feeds it, and refuses what has come too often.
+    Loop,
     /// The answer's head is larger than we read.
     ResponseTooLarge,
     /// The answer is not HTTP, or the connection broke in the middle of the exchange.
@@ -38,7 +40,7 @@ pub enum ErrorClass {
 
 impl ErrorClass {
     /// Every class, in the order of the documentation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Dns,
         Self::Connect,
         Self::Tls,
@@ -46,6 +48,7 @@ impl ErrorClass {
         Self::BlockedAddress,
         Self::HttpStatus,
         Self::Redirect,
+        Self::Loop,
         Self::ResponseTooLarge,
         Self::Protocol,
         Self::Signing,
@@ -65,6 +68,7 @@ impl ErrorClass {
             Self::BlockedAddress => "blocked_address",
             Self::HttpStatus => "http_status",
             Self::Redirect => "redirect",
+            Self::Loop => "loop",
             Self::ResponseTooLarge => "response_too_large",
             Self::Protocol => "protocol",
             Self::Signing => "signing",
@@ -221,6 +225,16 @@ pub fn classify(status: u16, retry_after: Option<Duration>, retry_after_max: Dur
             is_throttled: status == 429 || (status == 503 && retry_after.is_some()),
         },
     }
+}
+
+/// What the answer of a webhook dispatcher means that refuses an event for the way that it came. Never
+/// worth another try: the event has come that way.
+pub fn looped(status: u16) -> Outcome {
+    let message = format!(
+        "answered {status}: the target leads back to a webhook dispatcher that feeds it, and the event \
+         has passed too many already"
+    );
+    Outcome::Permanent { failure: Failure::new(ErrorClass::Loop, message) }
 }
 
 #[cfg(test)]

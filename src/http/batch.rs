@@ -19,6 +19,7 @@ use super::{
     json::Members,
     problem::Problem,
     submission::{self, OuterKey},
+    upstream::Arrival,
 };
 use crate::{
     domain::{EventId, Permission, Submission, event::IDEMPOTENCY_KEY_BYTES_MAX},
@@ -75,13 +76,17 @@ pub async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     key: Option<IdempotencyHeader>,
+    Arrival(upstream): Arrival,
     request: Request,
 ) -> Result<Response, Problem> {
     caller.must(Permission::Publish)?;
     // Held to the end: the submissions are about as large as the body.
     let mut share = state.batch_room.share();
     let body = body::read_json(request, state.batch_limit, Some(&mut share)).await?;
-    let items = read(&state, caller, &body, key.map(|key| key.0)).await?;
+    let mut items = read(&state, caller, &body, key.map(|key| key.0)).await?;
+    for submission in items.iter_mut().flatten() {
+        submission.upstream.clone_from(&upstream);
+    }
     drop(body);
     let results = submit(&state, items).await;
     Ok(answer(results))

@@ -17,6 +17,7 @@ use super::{
     events::{self, Page},
     extract::{self, Cursor, DeliveryPath, Parameters, SubscriptionPath},
     problem::{Place, Problem},
+    upstream::FirstHand,
 };
 use crate::{
     domain::{
@@ -239,6 +240,7 @@ pub async fn retry(
     State(state): State<ApiState>,
     caller: Caller,
     DeliveryPath(id): DeliveryPath,
+    _: FirstHand,
     uri: Uri,
 ) -> Result<(StatusCode, Json<DeliveryBody>), Problem> {
     let application = events::application_of(&state, caller, &uri).await?;

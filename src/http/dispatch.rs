@@ -22,11 +22,12 @@ use super::{
     extract::{EventPath, IdempotencyHeader},
     problem::Problem,
     submission::OuterKey,
+    upstream::Arrival,
 };
 use crate::{
     domain::{
         ApplicationId, DeliveryId, DeliveryState, ErrorClass, EventId, EventStatus, KeyName,
-        Permission, ids::DEFAULT_APPLICATION,
+        Permission, Upstream, ids::DEFAULT_APPLICATION,
     },
     store::{
         applications::ApplicationName,
@@ -151,6 +152,7 @@ pub async fn create(
     caller: Caller,
     uri: Uri,
     key: Option<IdempotencyHeader>,
+    Arrival(upstream): Arrival,
     request: Request,
 ) -> Result<(StatusCode, Json<DispatchBody>), Problem> {
     let application = events::application_of(&state, caller, &uri).await?;
@@ -164,7 +166,7 @@ pub async fn create(
     drop(body);
     let give_up_at = Instant::now() + state.dispatch.wait;
     let urls = draft.urls();
-    let accepting = accept(state.clone(), application, draft);
+    let accepting = accept(state.clone(), application, draft, upstream);
     let dispatch_id = state.dispatches.to_its_end(accepting).await?;
     let rows = results(&state, application, dispatch_id, give_up_at).await;
     let (status, results) = match rows {
@@ -186,9 +188,10 @@ async fn accept(
     state: ApiState,
     application: ApplicationId,
     draft: Draft,
+    upstream: Upstream,
 ) -> Result<EventId, Problem> {
     are_known(&state, application, &draft).await?;
-    let submission = draft.of(application);
+    let submission = draft.of(application, upstream);
     if let Some(event_type) = &submission.event_type {
         catalogue::check(&state, application, event_type, &submission.payload).await?;
     }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::domain::{
     ApplicationId, EventType, IdempotencyKey, KeyName, Payload, Permission, Submission, TargetUrl,
+    Upstream,
     event::Route,
     subscription::{CustomHeaders, Method, RetrySettings},
     target::{NamedTarget, TargetSettings},
@@ -53,7 +54,7 @@ impl Draft {
     }
 
     /// The submission, of this application.
-    pub fn of(self, application: ApplicationId) -> Submission {
+    pub fn of(self, application: ApplicationId, upstream: Upstream) -> Submission {
         let Self { event_type, payload, route, idempotency_key, .. } = self;
         Submission {
             application,
@@ -63,6 +64,7 @@ impl Draft {
             subject: None,
             metadata: None,
             idempotency_key,
+            upstream,
         }
     }
 }

@@ -19,9 +19,10 @@ use super::{
     extract::{self, Cursor, EventPath, IdempotencyHeader, Parameters},
     problem::{Place, Problem},
     submission::{self, OuterKey},
+    upstream::Arrival,
 };
 use crate::{
-    domain::{ApplicationId, EventId, EventStatus, EventType, Permission, Subject},
+    domain::{ApplicationId, EventId, EventStatus, EventType, Permission, Subject, Submission},
     store::history::{EventDetail, EventFilter, EventRow},
     telemetry,
 };
@@ -40,6 +41,7 @@ pub async fn create(
     State(state): State<ApiState>,
     caller: Caller,
     key: Option<IdempotencyHeader>,
+    Arrival(upstream): Arrival,
     request: Request,
 ) -> Result<(StatusCode, Json<AcceptedBody>), Problem> {
     let body = body::read_json(request, state.body_limit, None).await?;
@@ -47,7 +49,7 @@ pub async fn create(
     let (text, mut suggestions) = (body::text(&body)?, Suggestions::default());
     let submission = submission::read(&state, caller, &body, text, key, &mut suggestions).await?;
     drop(body);
-    let result = state.ingest.submit(submission).await;
+    let result = state.ingest.submit(Submission { upstream, ..submission }).await;
     telemetry::submitted(result.is_ok());
     let accepted = result?;
     Ok((StatusCode::ACCEPTED, Json(AcceptedBody { id: accepted.event_id, status: "accepted" })))

@@ -20,6 +20,7 @@ use super::{
     json::Members,
     problem::{Place, Problem},
     submission,
+    upstream::Arrival,
 };
 use crate::{
     domain::{
@@ -89,6 +90,7 @@ pub async fn create(
     name: Result<SubscriptionPath, ApiError>,
     uri: Uri,
     key: Option<IdempotencyHeader>,
+    Arrival(upstream): Arrival,
     request: Request,
 ) -> Result<(StatusCode, Json<IngestedBody>), Problem> {
     let idempotency_key = key.map(|key| submission::header_key(&key.0)).transpose()?;
@@ -140,6 +142,7 @@ pub async fn create(
         subject: None,
         metadata: None,
         idempotency_key,
+        upstream,
     };
     let result = state.ingest.submit(submission).await;
     telemetry::submitted(result.is_ok());

@@ -34,6 +34,7 @@ pub mod server;
 mod statistics;
 mod submission;
 mod subscriptions;
+mod upstream;
 
 use std::sync::Arc;
 
@@ -200,7 +201,7 @@ fn without_trailing_slash(mut request: Request) -> Request {
     request
 }
 
-/// Checks who calls, before anybody learns from a 404 which routes there are, and gives every
+/// Checks who calls, and that no delivery goes in circles, before anybody learns from a 404 which routes there are, and gives every
 /// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
 async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -226,7 +227,10 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
             if let Some(principal) = caller {
                 request.extensions_mut().insert(Caller(principal));
             }
-            next.run(request).await
+            match upstream::counted(request.headers()) {
+                Ok(_) => next.run(request).await,
+                Err(looped) => looped.into_response(),
+            }
         }
         Err(error) if is_mcp => mcp::refused(error),
         Err(error) => error.into_response(),

@@ -16,9 +16,10 @@ use super::{
     openapi::schemas,
     room::Bound,
     server::{HEADERS_MAX, URI_BYTES_MAX},
+    upstream,
 };
 use crate::{
-    domain::{KeyName, Permission, Role, ids::IdError},
+    domain::{KeyName, Permission, Role, ids::IdError, upstream::HOPS_MAX},
     store::readiness::Unready,
     telemetry::{self, Refusal},
 };
@@ -178,6 +179,9 @@ pub enum ApiError {
         /// How many items there were.
         count: usize,
     },
+    /// A delivery of a service leads back to it.
+    #[error("{0}")]
+    Loop(&'static str),
     /// Too much is waiting.
     #[error("too many requests are waiting; try again shortly")]
     Busy,
@@ -329,6 +333,9 @@ impl ApiError {
             Self::BatchRefused { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "/problems/batch-refused", "Batch refused")
             }
+            Self::Loop(_) => {
+                (StatusCode::LOOP_DETECTED, "/problems/loop-detected", "Loop detected")
+            }
             Self::Busy | Self::Overloaded(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "/problems/busy", "Too busy")
             }
@@ -398,7 +405,7 @@ impl Problem {
 
     /// Whether the same request can succeed later, or the fault is ours.
     pub fn is_of_the_service(&self) -> bool {
-        self.status().is_server_error()
+        self.status().is_server_error() && !matches!(self.error, ApiError::Loop(_))
     }
 
     /// The answer, with `body` as the document.
@@ -412,6 +419,10 @@ impl Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        if status == StatusCode::LOOP_DETECTED {
+            // By this the dispatcher that called knows it from the 508 of others.
+            headers.insert(upstream::HOPS_HEADER, HeaderValue::from(u16::from(HOPS_MAX)));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -18,6 +18,7 @@ use super::{
     json::{Members, pointer_to},
     problem::{Place, Problem},
     submission,
+    upstream::FirstHand,
 };
 use crate::{
     domain::{
@@ -153,6 +154,7 @@ pub async fn create(
     caller: Caller,
     uri: Uri,
     key: Option<IdempotencyHeader>,
+    _: FirstHand,
     request: Request,
 ) -> Result<Response, Problem> {
     let application = events::application_of(&state, caller, &uri).await?;

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::domain::{
     ApplicationId, EventType, IdempotencyKey, Payload, Permission, Subject, Submission, TargetUrl,
+    Upstream,
     address::AddressPolicy,
     event::{EventError, Metadata, Route},
 };
@@ -65,7 +66,17 @@ impl Draft {
     /// The submission, of this application.
     fn of(self, application: ApplicationId) -> Submission {
         let Self { event_type, payload, route, subject, metadata, idempotency_key, .. } = self;
-        Submission { application, event_type, payload, route, subject, metadata, idempotency_key }
+        let upstream = Upstream::default();
+        Submission {
+            application,
+            event_type,
+            payload,
+            route,
+            subject,
+            metadata,
+            idempotency_key,
+            upstream,
+        }
     }
 }
 

@@ -171,6 +171,7 @@ mod tests {
             subject: None,
             metadata: None,
             idempotency_key: key.map(|key| IdempotencyKey::parse(key).unwrap()),
+            upstream: crate::domain::Upstream::default(),
         }
     }
 

@@ -122,6 +122,7 @@ impl Intake {
                         calling: delivery
                             .settings
                             .map_or(Calling::Usual, |one| Calling::As(one.settings)),
+                        upstream: event.submission.upstream.clone(),
                         held_bytes,
                         is_limited: false,
                         time: None,

@@ -212,6 +212,7 @@ mod tests {
             subject: None,
             metadata: None,
             idempotency_key: None,
+            upstream: crate::domain::Upstream::default(),
         }
     }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     domain::{
-        EventType, IdempotencyKey, Payload, Subject, Submission,
+        EventType, IdempotencyKey, Payload, Subject, Submission, Upstream,
         event::{EventError, Metadata, Route},
     },
     store::{
@@ -390,6 +390,7 @@ fn submission(row: &OutboxRow) -> Result<Submission, (&'static str, EventError)>
             .idempotency_key
             .as_deref()
             .and_then(|key| IdempotencyKey::parse(key).ok()),
+        upstream: Upstream::default(),
     })
 }
 

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::domain::{
     ApplicationId, AttemptId, DeliveryId, DeliveryState, ErrorClass, EventId, LaneId, LaneLimit,
-    Pace, Run, SubscriptionId, TargetUrl, attempt::Response, outcome::Failure, pacing::Held,
-    sealing::SealingKeys, subscription::Method,
+    Pace, Run, SubscriptionId, TargetUrl, Upstream, attempt::Response, outcome::Failure,
+    pacing::Held, sealing::SealingKeys, subscription::Method, upstream::TraceParent,
 };
 
 /// What a result must carry to count.
@@ -61,6 +61,8 @@ pub struct Claim {
     pub scheduled_at: DateTime<Utc>,
     /// How an explicit target is called.
     pub calling: Calling,
+    /// The way that its event came.
+    pub upstream: Upstream,
     /// What it holds in memory: the payload, and what its caller said about the target.
     pub held_bytes: usize,
     /// Its lane was limited when it was claimed.
@@ -109,6 +111,8 @@ pub struct ClaimedRow {
     lane_id: Uuid,
     subscription_id: Option<Uuid>,
     event_metadata: Option<String>,
+    event_hops: Option<i16>,
+    event_traceparent: Option<String>,
     target_url: String,
     run: Option<String>,
     attempt_count: i32,
@@ -245,7 +249,7 @@ impl ClaimedRow {
         payload: Bytes,
         keys: &SealingKeys,
     ) -> Result<Claim, Self> {
-        let Ok(target) = TargetUrl::parse(&self.target_url) else { return Err(self) };
+        let Ok(target) = TargetUrl::from_stored(&self.target_url) else { return Err(self) };
         let calling = self.target_settings.calling(self.delivery_id(), keys);
         let held_bytes = self.held_bytes();
         let is_limited = self.limit().is_some_and(|limit| limit.bounds());
@@ -266,6 +270,11 @@ impl ClaimedRow {
             attempt_count: self.attempt_count.unsigned_abs(),
             scheduled_at: self.due_at,
             calling,
+            upstream: Upstream {
+                // The bounds are those of a constraint of the table.
+                hops: self.event_hops.and_then(|hops| hops.try_into().ok()).unwrap_or_default(),
+                traceparent: self.event_traceparent.as_deref().and_then(TraceParent::parse),
+            },
             held_bytes,
             event_type: self.event_type,
         })

@@ -17,6 +17,7 @@ use crate::domain::{
     DeliveryId, EventId, EventType, IdempotencyKey, LaneId, Subject, Submission, SubscriptionId,
     TargetUrl,
     event::{Metadata, Route},
+    upstream::{TraceParent, Upstream},
 };
 
 /// An event that has been routed and is about to be stored.
@@ -228,6 +229,8 @@ pub(super) async fn insert_events(
         .bind(delivery.is_parked)
         .bind(column.route)
         .bind(column.idempotency_key)
+        .bind(column.hops)
+        .bind(column.traceparent)
         .bind(times.expected)
         .fetch_one(&mut *connection)
         .await?;
@@ -239,7 +242,7 @@ pub(super) async fn insert_events(
 
 const INSERT_EVENTS: &str = concat!(
     "with clock as materialized (select ",
-    ordered_now!("$22"),
+    ordered_now!("$24"),
     " as now),
     stale as materialized (
         select 1
@@ -250,10 +253,10 @@ const INSERT_EVENTS: &str = concat!(
     ),
     stored_event as (
         insert into event (event_id, application_id, type, subject, metadata, routing_version,
-                           delivery_count, route, idempotency_key, created_at)
+                           delivery_count, route, idempotency_key, hops, traceparent, created_at)
         select e.*, (select now from clock)
         from unnest($3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::bigint[],
-                    $9::int[], $20::text[], $21::text[]) as e
+                    $9::int[], $20::text[], $21::text[], $22::smallint[], $23::text[]) as e
         where not exists (select from stale)
     ),
     stored_payload as (
@@ -299,6 +302,8 @@ struct EventColumns<'a> {
     delivery_count: Vec<i32>,
     route: Vec<Option<&'static str>>,
     idempotency_key: Vec<Option<&'a str>>,
+    hops: Vec<Option<i16>>,
+    traceparent: Vec<Option<&'a str>>,
     payload: Vec<&'a [u8]>,
 }
 
@@ -317,6 +322,9 @@ impl<'a> EventColumns<'a> {
             columns.route.push(submission.route.as_str());
             let key = submission.idempotency_key.as_ref().map(IdempotencyKey::as_str);
             columns.idempotency_key.push(key);
+            let Upstream { hops, traceparent } = &submission.upstream;
+            columns.hops.push((*hops > 0).then_some(i16::from(*hops)));
+            columns.traceparent.push(traceparent.as_ref().map(TraceParent::as_str));
             columns.payload.push(submission.payload.bytes());
         }
         columns

@@ -363,6 +363,7 @@ const CLAIM_DUE: &str = concat!(
         where l.ctid = paced.place
     )
     select claimed.*, event.type as event_type, event.metadata as event_metadata,
+           event.hops as event_hops, event.traceparent as event_traceparent,
            target.method as target_method, target.sealed_headers as target_headers,
            target.signing_key as target_key, target.retry as target_retry,
            limits.revision as limit_revision, limits.max_in_flight, paced.step_us,
@@ -374,7 +375,7 @@ const CLAIM_DUE: &str = concat!(
     left join paced on paced.lane_id = claimed.lane_id
     left join lateral (
         select e.type, case when claimed.subscription_id is not null then e.metadata end as metadata,
-               e.route
+               e.route, e.hops, e.traceparent
         from event e
         where e.application_id = claimed.application_id and e.event_id = claimed.event_id
         offset 0

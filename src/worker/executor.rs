@@ -116,13 +116,13 @@ async fn execute(shared: Arc<Shared>, claim: Claim, slot: Slot) {
         shared.handover.forget(claim.delivery_id, claim.token);
         return shared.handover.lanes().abandon(slot, claim.lane, claim.bytes());
     }
-    let (lane, url, began) = (claim.lane, claim.url(), Instant::now());
+    let (lane, url) = (claim.lane, claim.url());
     let started_at = shared.clock.now();
     let result = tokio::select! {
         biased;
-        result = AssertUnwindSafe(attempt(&shared, &claim, &way, started_at)).catch_unwind() => result,
+        result = AssertUnwindSafe(attempt(&shared, &claim, &way, slot, started_at)).catch_unwind()
+            => result,
         () = shared.abort.cancelled() => return,
-        () = shared.handover.cut(slot) => Ok((cut(began.elapsed()), String::new())),
     };
     let (exchange, headers) = result.unwrap_or_else(|_| {
         tracing::error!(delivery = %claim.delivery_id, "an attempt panicked");
@@ -183,6 +183,7 @@ async fn attempt(
     shared: &Shared,
     claim: &Claim,
     way: &Way,
+    slot: Slot,
     started_at: DateTime<Utc>,
 ) -> (Exchange, String) {
     tracing::debug!(
@@ -192,7 +193,9 @@ async fn attempt(
     match way.request(shared, claim, started_at) {
         Ok(outgoing) => {
             let headers = request::header_lines(&outgoing.headers);
-            let exchange = shared.client.exchange(outgoing, way.timeout(shared)).await;
+            let again = || way.request(shared, claim, started_at).ok();
+            let (timeout, cut) = (way.timeout(shared), shared.handover.cut(slot));
+            let exchange = shared.client.exchange(outgoing, again, timeout, cut).await;
             (exchange, headers)
         }
         Err(error) => {
@@ -200,13 +203,6 @@ async fn attempt(
             (failed(failure), String::new())
         }
     }
-}
-
-/// A request that is given up before its time.
-fn cut(duration: Duration) -> Exchange {
-    let message = "given up early: too many requests that hang at the same time";
-    let failure = Failure::new(ErrorClass::Timeout, message);
-    Exchange { duration, ..failed(failure) }
 }
 
 fn failed(failure: Failure) -> Exchange {
@@ -400,6 +396,8 @@ fn verdict(outcome: &Outcome, status: Option<u16>) -> Verdict {
             Verdict::Paused(*pause)
         }
         Outcome::Transient { failure, .. } if failure.class == ErrorClass::Timeout => Verdict::Hung,
+        // It answers well, and refuses this event.
+        Outcome::Permanent { failure } if failure.class == ErrorClass::Loop => Verdict::Refused,
         Outcome::Transient { failure, .. } | Outcome::Permanent { failure }
             if failure.class == ErrorClass::HttpStatus
                 && status.is_some_and(|status| (400..500).contains(&status)) =>

@@ -151,7 +151,7 @@ impl Way {
             delivery_id: claim.delivery_id,
             number: claim.number(),
             at,
-            span_id: rand::random(),
+            upstream: &claim.upstream,
             method: self.method(),
             target: self.target(claim),
             headers: &none,

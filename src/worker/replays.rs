@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::Shared;
 use crate::{
     domain::{
-        ApplicationId, DeliveryId, EventType, Payload, ReplayId, Subject, Submission,
+        ApplicationId, DeliveryId, EventType, Payload, ReplayId, Subject, Submission, Upstream,
         event::{Metadata, Route},
         replay::rows_of_step,
         routing::{Destination, Snapshot, route},
@@ -151,6 +151,8 @@ fn routed(
         subject: event.subject.as_deref().and_then(|text| Subject::parse(text).ok()),
         metadata: event.metadata.as_deref().and_then(|json| Metadata::from_json(json).ok()),
         idempotency_key: None,
+        // It makes no event: deliveries take it from theirs.
+        upstream: Upstream::default(),
     };
     let event_id = event.event_id();
     let destinations = route(snapshot, &submission).into_iter().enumerate();

@@ -59,4 +59,5 @@ mod subscription_test;
 mod subscriptions;
 mod tidy;
 mod verifiers;
+mod wire;
 mod worker;

@@ -22,13 +22,19 @@ use crate::{
         ApiError, names,
         openapi::{Caller, Content, In, Operation, schemas},
         problem::{Place, Problem},
+        upstream::{HOPS_HEADER, TRACEPARENT},
     },
 };
 
-/// Headers of an agent's request that those to the API repeat: who calls, and as whom the service is
-/// addressed.
-const REPEATED: [HeaderName; 3] =
-    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), header::HOST];
+/// Headers of an agent's request that those to the API repeat: who calls, as whom the service is
+/// addressed, and the way that an event came.
+const REPEATED: [HeaderName; 5] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    header::HOST,
+    HOPS_HEADER,
+    TRACEPARENT,
+];
 /// What arguments call the header.
 const IDEMPOTENCY_KEY: &str = "idempotency_key";
 

@@ -311,6 +311,7 @@ impl Operation {
         let role = crate::domain::Role::Producer;
         self.problems.extend([ApiError::NotPermitted { role, permission }]);
         self.problems.extend([ApiError::Unavailable, ApiError::Internal]);
+        self.problem(ApiError::Loop("the event has passed too many webhook dispatchers"));
         self.problem(ApiError::Overloaded(Bound::Requests));
         self
     }

@@ -26,6 +26,7 @@ use crate::{
         json::Members,
         problem::Problem,
         submission,
+        upstream::Arrival,
     },
     store::event_types::{EventTypeFilter, Listed},
     telemetry,
@@ -60,6 +61,7 @@ pub async fn create(
     SubscriptionPath(name): SubscriptionPath,
     uri: Uri,
     key: Option<IdempotencyHeader>,
+    Arrival(upstream): Arrival,
     request: Request,
 ) -> Result<(StatusCode, Json<TestBody>), Problem> {
     let application = events::application_of(&state, caller, &uri).await?;
@@ -78,7 +80,7 @@ pub async fn create(
         tracing::error!(detail, subscription = %row.id(), "a stored subscription cannot be read");
         ApiError::Internal
     };
-    let target = TargetUrl::parse(&row.settings.target_url);
+    let target = TargetUrl::from_stored(&row.settings.target_url);
     let target = target.map_err(|error| unreadable(error.to_string()))?;
     let refused = state.targets.addresses.vet_target(&target);
     refused.map_err(|refused| ApiError::TargetRefused(refused.to_string()))?;
@@ -105,6 +107,7 @@ pub async fn create(
         subject: None,
         metadata: Metadata::from_json(METADATA).ok(),
         idempotency_key,
+        upstream,
     };
     let result = state.ingest.submit(submission).await;
     telemetry::submitted(result.is_ok());

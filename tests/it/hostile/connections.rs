@@ -6,7 +6,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
 use webhook_dispatcher::domain::{ErrorClass, Outcome};
 
 use crate::{
-    delivery::{DEADLINE, class, local, outgoing},
+    delivery::{DEADLINE, class, local, sent},
     support::{
         Receiver, TestApp, TestDatabase,
         process::{Process, free_port, on},
@@ -26,7 +26,7 @@ async fn answer(stream: &mut TcpStream, behind: &[u8]) -> std::io::Result<()> {
 }
 
 async fn body(client: &webhook_dispatcher::delivery::Client, url: &str) -> String {
-    let exchange = client.exchange(outgoing(url), DEADLINE).await;
+    let exchange = sent(&client, url, DEADLINE).await;
     assert_eq!(exchange.outcome, Outcome::Delivered, "{exchange:?}");
     String::from_utf8(exchange.response.unwrap().body.to_vec()).unwrap()
 }
@@ -98,20 +98,56 @@ async fn what_comes_to_a_connection_at_rest_ends_it() {
     }
 }
 
-/// Catches: a request that may have been seen, sent a second time without being told.
+/// Catches: a failed attempt at a receiver that closes a connection while a request is on its way; a
+/// request that is sent again though an answer had begun, or again and again.
 #[tokio::test]
-async fn a_connection_that_ends_when_it_is_used_again_is_a_failure() {
-    let receiver = RawReceiver::with(|mut stream, _| async move {
-        answer(&mut stream, b"").await?;
+async fn a_request_is_sent_again_if_its_connection_at_rest_ends_without_an_answer() {
+    // The second request of a connection has these answers, and then its end, or a reset.
+    for is_reset in [false, true] {
+        for (begun, class, connections) in [("", None, 2), ("HTTP/1.1 2", Some("protocol"), 1)] {
+            let receiver = RawReceiver::with(move |mut stream, _| async move {
+                answer(&mut stream, b"").await?;
+                read_head(&mut stream).await?;
+                stream.write_all(begun.as_bytes()).await?;
+                if is_reset { stream.set_zero_linger() } else { Ok(()) }
+            })
+            .await;
+            let client = local();
+            assert_eq!(body(&client, &receiver.url()).await, "first");
+            let exchange = sent(&client, &receiver.url(), DEADLINE).await;
+            let failure = exchange.outcome.failure().map(|failure| failure.class.as_str());
+            // A reset may overtake what was sent before it.
+            if !(is_reset && failure.is_none()) {
+                assert_eq!(failure, class, "{begun:?}: {exchange:?}");
+                assert_eq!(receiver.connections(), connections, "{begun:?}");
+            }
+        }
+    }
+    // The first connection answers once. All others end at once.
+    let receiver = RawReceiver::with(|mut stream, before| async move {
+        if before == 0 {
+            answer(&mut stream, b"").await?;
+        }
         read_head(&mut stream).await.map(|_| ())
     })
     .await;
     let client = local();
     assert_eq!(body(&client, &receiver.url()).await, "first");
-    let exchange = client.exchange(outgoing(&receiver.url()), DEADLINE).await;
+    let exchange = sent(&client, &receiver.url(), DEADLINE).await;
+    assert_eq!(class(&exchange), ErrorClass::Protocol, "{exchange:?}");
+    assert_eq!(receiver.connections(), 2, "it is sent again once");
+}
+
+/// Catches: a request that is sent twice although it was not the connection that was stale.
+#[tokio::test]
+async fn a_new_connection_that_ends_without_an_answer_is_a_failure() {
+    let receiver =
+        RawReceiver::with(|mut stream, _| async move { read_head(&mut stream).await.map(|_| ()) })
+            .await;
+    let client = local();
+    let exchange = sent(&client, &receiver.url(), DEADLINE).await;
     assert_eq!(class(&exchange), ErrorClass::Protocol, "{exchange:?}");
     assert_eq!(receiver.connections(), 1);
-    assert_eq!(body(&client, &receiver.url()).await, "first", "the next one is opened anew");
 }
 
 /// Catches: `connection: close` that is not believed, and a body that was not read, on one that is kept.
@@ -131,7 +167,7 @@ async fn what_is_not_to_be_kept_is_not() {
         .await;
         let client = local();
         for _ in 0..2 {
-            client.exchange(outgoing(&receiver.url()), DEADLINE).await;
+            sent(&client, &receiver.url(), DEADLINE).await;
         }
         assert_eq!(receiver.connections(), 2, "{head}");
     }

@@ -74,7 +74,7 @@ async fn a_compressed_body_is_kept_as_it_came() {
         let head = format!("HTTP/1.1 200 OK\r\ncontent-encoding: {coding}\r\n\r\n");
         let answer = [head.as_bytes(), &bomb].concat();
         let receiver = RawReceiver::start(Misdeed::Write(answer)).await;
-        let exchange = local().exchange(outgoing(&receiver.url()), DEADLINE).await;
+        let exchange = sent(&local(), &receiver.url(), DEADLINE).await;
         assert_eq!(exchange.outcome, Outcome::Delivered);
         let response = exchange.response.unwrap();
         assert_eq!(response.body, bomb[..1_000], "{coding}");
@@ -89,11 +89,11 @@ async fn what_is_long_and_ends_is_read() {
     let headers = format!("x-a: {}\r\n", "y".repeat(600)).repeat(90);
     let answer = format!("{hints}HTTP/1.1 200 OK\r\n{headers}content-length: 2\r\n\r\nok");
     let receiver = RawReceiver::start(Misdeed::Write(answer.into_bytes())).await;
-    let exchange = local().exchange(outgoing(&receiver.url()), DEADLINE).await;
+    let exchange = sent(&local(), &receiver.url(), DEADLINE).await;
     assert_eq!(exchange.outcome, Outcome::Delivered, "{exchange:?}");
     let headers = "x-a: b\r\n".repeat(101);
     let answer = format!("HTTP/1.1 200 OK\r\n{headers}content-length: 0\r\n\r\n");
     let receiver = RawReceiver::start(Misdeed::Write(answer.into_bytes())).await;
-    let exchange = local().exchange(outgoing(&receiver.url()), DEADLINE).await;
+    let exchange = sent(&local(), &receiver.url(), DEADLINE).await;
     assert_eq!(class(&exchange), ErrorClass::ResponseTooLarge);
 }

@@ -276,6 +276,7 @@ async fn the_fingerprint_is_that_of_a_submission() {
                 .filter(|text| *text != "null")
                 .map(|text| Metadata::from_json(text).unwrap()),
             idempotency_key: IdempotencyKey::parse(&key).ok(),
+            upstream: webhook_dispatcher::domain::Upstream::default(),
         };
         assert_eq!(kept, submission.fingerprint(), "{number}");
     }

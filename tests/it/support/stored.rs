@@ -2,7 +2,8 @@
 
 use webhook_dispatcher::{
     domain::{
-        DeliveryId, EventId, Payload, Submission, TargetUrl, event::Route, ids::DEFAULT_APPLICATION,
+        DeliveryId, EventId, Payload, Submission, TargetUrl, Upstream, event::Route,
+        ids::DEFAULT_APPLICATION,
     },
     store::{dispatchers::DispatcherId, events::NewDelivery},
 };
@@ -17,6 +18,7 @@ pub fn submission(target: &TargetUrl) -> Submission {
         subject: None,
         metadata: None,
         idempotency_key: None,
+        upstream: Upstream::default(),
     }
 }
 
