@@ -231,7 +231,8 @@ impl Client {
             }
         }
         let connector = if url.scheme() == "https" { https } else { http };
-        let uri = url.as_str().parse::<Uri>().map_err(ConnectionError::host)?;
+        let uri = url.as_str().parse::<Uri>();
+        let uri = uri.map_err(|_| ConnectionError::host(url.host_str().unwrap_or_default()))?;
         // Boxed: it is rare, and would make every exchange some kibibytes larger.
         let mut connection = match Box::pin(connector.open(uri.clone())).await {
             // What rests holds descriptors that are wanted here; or another request has freed them.

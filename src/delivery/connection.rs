@@ -57,8 +57,8 @@ impl ConnectionError {
     }
 
     /// A host that no name server can know: stored by a version that did not check it.
-    pub fn host(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::new(ErrorClass::Dns, cause)
+    pub fn host(host: &str) -> Self {
+        Self::new(ErrorClass::Dns, format!("`{host}` is not a host name; correct the URL"))
     }
 
     /// A fault of ours.

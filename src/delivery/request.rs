@@ -149,7 +149,10 @@ impl Outgoing {
         headers.insert(X_DELIVERY_ID, values.put(format_args!("{}", attempt.delivery_id)));
         headers.insert(X_ATTEMPT, values.put(format_args!("{}", attempt.number)));
         // At most `HOPS_MAX` were accepted.
-        headers.insert(X_HOPS, values.put(format_args!("{}", attempt.upstream.hops + 1)));
+        headers.insert(
+            X_HOPS,
+            values.put(format_args!("{}", attempt.upstream.hops.saturating_add(1))),
+        );
         if let Some(trace) = &attempt.upstream.traceparent {
             // Unchanged: this service is no part of the trace, and its spans would be nowhere.
             headers.insert(TRACEPARENT, values.put(format_args!("{}", trace.as_str())));

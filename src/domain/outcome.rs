@@ -89,6 +89,7 @@ impl ErrorClass {
             | Self::Timeout
             | Self::HttpStatus
             | Self::Redirect
+            | Self::Loop
             | Self::ResponseTooLarge
             | Self::Protocol => Fault::Receiver,
             Self::BlockedAddress

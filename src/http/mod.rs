@@ -7,6 +7,7 @@ mod batch;
 mod body;
 mod caller;
 mod catalogue;
+mod causes;
 mod cms_changes;
 mod deliveries;
 mod diagnosis;

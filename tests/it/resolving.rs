@@ -16,7 +16,7 @@ use webhook_dispatcher::{
 };
 
 use crate::{
-    delivery::{DEADLINE, client_with, outgoing},
+    delivery::{DEADLINE, client_with, sent},
     support::{
         Receiver,
         dns::{DnsServer, Reply},
@@ -33,7 +33,7 @@ fn asking(servers: &[SocketAddr]) -> Client {
 }
 
 async fn failure(client: &Client, url: &str) -> Failure {
-    let exchange = client.exchange(outgoing(url), DEADLINE).await;
+    let exchange = sent(&client, url, DEADLINE).await;
     exchange.outcome.failure().unwrap_or_else(|| panic!("{url}: {exchange:?}")).clone()
 }
 
@@ -55,7 +55,7 @@ async fn host_whose_first_address_drops_connection_requests_is_reached_at_the_ne
     let dns = DnsServer::start(|_, _| Reply::addresses(&["127.0.0.2", "127.0.0.1"])).await;
     let client = asking(&[dns.address()]);
     let url = format!("http://two.test:{}/", receiver.port());
-    let exchange = client.exchange(outgoing(&url), DEADLINE).await;
+    let exchange = sent(&client, &url, DEADLINE).await;
     assert_eq!(exchange.outcome, Outcome::Delivered);
     // The first address was tried, and given a quarter of a second before the next one.
     assert!(exchange.duration >= Duration::from_millis(250), "{exchange:?}");
@@ -113,7 +113,7 @@ async fn name_server_that_drops_questions_for_ipv6_delays_nothing() {
     // Each name is new, so that no answer comes from the cache.
     for n in 0..3 {
         let url = format!("http://{n}.test:{}/", receiver.port());
-        let exchange = client.exchange(outgoing(&url), DEADLINE).await;
+        let exchange = sent(&client, &url, DEADLINE).await;
         assert_eq!(exchange.outcome, Outcome::Delivered);
         assert!(exchange.duration < SOON, "{exchange:?}");
     }
@@ -130,7 +130,7 @@ async fn host_name_with_an_underscore_is_called() {
     let client = asking(&[dns.address()]);
     for host in ["my_service", "_a_.b_c.test"] {
         let url = format!("http://{host}:{}/", receiver.port());
-        let exchange = client.exchange(outgoing(&url), DEADLINE).await;
+        let exchange = sent(&client, &url, DEADLINE).await;
         assert_eq!(exchange.outcome, Outcome::Delivered, "{host}");
         let received = receiver.received();
         let authority = format!("{host}:{}", receiver.port());
@@ -184,7 +184,7 @@ async fn changed_name_servers_are_asked_without_a_restart() {
     let client = client_with(&["127.0.0.0/8"], false, &system.resolver(dns.address().port()));
     let url = |host: &str| format!("http://{host}:{}/", receiver.port());
     let delivers = async |host: &str| {
-        let exchange = client.exchange(outgoing(&url(host)), DEADLINE).await;
+        let exchange = sent(&client, &url(host), DEADLINE).await;
         (exchange.outcome == Outcome::Delivered).then_some(())
     };
     assert_eq!(failure(&client, &url("good.test")).await.fault, Fault::Service);
@@ -211,7 +211,7 @@ async fn changed_hosts_file_is_read_without_a_restart_and_wins_over_name_servers
     let delivered = async |host: &str| {
         let url = format!("http://{host}:{}/", receiver.port());
         let deadline = Duration::from_secs(1);
-        client.exchange(outgoing(&url), deadline).await.outcome == Outcome::Delivered
+        sent(&client, &url, deadline).await.outcome == Outcome::Delivered
     };
     assert!(delivered("first_host").await);
     assert!(!delivered("second.test").await);

@@ -2,7 +2,7 @@
 
 use super::{Case, after_head, case, meet, service};
 use crate::{
-    delivery::{DEADLINE, class, local, outgoing},
+    delivery::{DEADLINE, class, local, sent},
     support::raw::{Misdeed, RawReceiver, Then},
 };
 use webhook_dispatcher::domain::{ErrorClass, Outcome};
