@@ -112,7 +112,7 @@ impl Client {
 
     /// Sends one request and waits for its end, at most until `deadline` from now or until `cut`. The
     /// deadline covers everything: DNS, connect, TLS, the head and the body of the answer. Once the
-    /// head is there its status decides, whatever becomes of the body: that is kept for the log.
+    /// head is there its status decides, even if the body breaks off: that is kept for the log.
     ///
     /// `again` makes the same request once more. It is asked where a connection that was used before
     /// ended without a byte of an answer: the receiver had closed it, most likely.

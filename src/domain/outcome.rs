@@ -228,8 +228,8 @@ pub fn classify(status: u16, retry_after: Option<Duration>, retry_after_max: Dur
     }
 }
 
-/// What the answer of a webhook dispatcher means that refuses an event for the way that it came. Never
-/// worth another try: the event has come that way.
+/// Outcome of an attempt at a webhook dispatcher that refuses the event because of the way that it
+/// came. Never worth another try: the event keeps that way.
 pub fn looped(status: u16) -> Outcome {
     let message = format!(
         "answered {status}: the target leads back to a webhook dispatcher that feeds it, and the event \

@@ -377,6 +377,7 @@ fn contradictions_stop_the_start_and_name_the_variable() {
     let twice = format!("{ENCRYPTION_KEY},{ENCRYPTION_KEY}");
     check(&[("ENCRYPTION_KEY", &twice)], "ENCRYPTION_KEY");
     check(&[("TARGET_URL", "ftp://x/")], "TARGET_URL");
+    check(&[("TARGET_URL", "https://hooks.{{tenant}}.example/")], "TARGET_URL");
     check(&[("TARGET_URL", "http://10.0.0.1/")], "ALLOWED_TARGET_CIDRS");
     check(&[("ALLOWED_TARGET_CIDRS", "10.0.0.0/33")], "ALLOWED_TARGET_CIDRS");
     check(&[("HTTP_TIMEOUT", "301")], "HTTP_TIMEOUT");

@@ -23,7 +23,11 @@ say, a rule may be told in words only: then a request that breaks it is refused 
 same. Lengths are in bytes of UTF-8, also where a schema can only count characters.
 
 `x-required-permission` says what an operation asks of its key, and `x-roles` which roles have that. \
-What another application has is answered by 404, in the words of what does not exist.";
+What another application has is answered by 404, in the words of what does not exist.
+
+Operations that make events read two headers beside those that they name. `traceparent` (W3C Trace \
+Context) is sent on to receivers, unchanged; without it, deliveries have none. `X-Webhook-Hops` counts \
+the webhook dispatchers that the event has passed; too many are answered 508.";
 
 /// Writes the document.
 pub fn document(operations: &[Operation]) -> Value {
@@ -244,6 +248,11 @@ impl Writer {
                     "required": true,
                     "schema": {"type": "integer", "minimum": 1},
                 },
+                "X-Webhook-Hops": {
+                    "description": "Maximum number of webhook dispatchers that an event passes",
+                    "required": true,
+                    "schema": {"type": "integer", "minimum": 1},
+                },
                 "WWW-Authenticate": {
                     "description": "How to send the key",
                     "required": true,
@@ -282,6 +291,7 @@ fn problem_response(status: StatusCode, problems: &[Problem], schema: &Value) ->
     let others: &[&str] = match status {
         StatusCode::UNAUTHORIZED => &["WWW-Authenticate"],
         StatusCode::SERVICE_UNAVAILABLE => &["Retry-After"],
+        StatusCode::LOOP_DETECTED => &["X-Webhook-Hops"],
         _ => &[],
     };
     json!({

@@ -116,7 +116,7 @@ async fn hops_are_counted_and_refused_on_every_way_in() {
     let expected = Some((HOPS_MAX + 1).to_string());
     // One more than there are ways: the first was tried again, from the database.
     assert_eq!(counted, vec![expected; ways.len() + 1]);
-    // What starts deliveries and makes no event cannot count, so a delivery cannot start it.
+    // Operations that start deliveries and make no event cannot count, so no delivery can call them.
     let (_, page) = app.get("/deliveries").await;
     let delivery = page["data"][0]["id"].as_str().unwrap();
     for (path, body) in [

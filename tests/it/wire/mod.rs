@@ -1,4 +1,4 @@
-//! What goes over the wire, byte by byte: heads, trace contexts, hops; and connections that real
+//! Bytes on the wire: heads, trace contexts, hops; and connections that real
 //! servers close.
 
 mod heads;
@@ -65,7 +65,7 @@ async fn noting(failing: usize, closes: bool) -> (RawReceiver, Heads) {
     (receiver, heads)
 }
 
-/// Reads one request to its end; tells its head.
+/// Reads one request to its end; returns its head.
 async fn read_request(stream: &mut TcpStream) -> std::io::Result<Option<String>> {
     let mut bytes = Vec::new();
     loop {

@@ -50,7 +50,7 @@ async fn a_host_that_cannot_be_called_is_refused_on_every_way_in() {
     app.stop().await;
 }
 
-/// Catches: a fault of a target that was accepted by an earlier version, told as one of ours.
+/// Catches: a fault of a target that was accepted by an earlier version, shown as a fault of the service.
 #[tokio::test]
 async fn a_host_that_an_earlier_version_accepted_fails_as_the_targets_fault() {
     let database = TestDatabase::new().await;
