@@ -56,8 +56,7 @@ async fn each_dispatch_to_a_receiver_that_closes_after_its_answer_is_delivered()
             }
         }
     };
-    let eight = std::iter::repeat_with(one_after_another).take(8);
-    futures_util::future::join_all(eight).await;
+    futures_util::future::join_all((0..8).map(|_| one_after_another())).await;
     assert_eq!(failures.into_inner(), 0);
     // Sent again where an answer had come: that would be more.
     assert_eq!(heads.all().len(), 400);
@@ -70,7 +69,7 @@ async fn each_dispatch_to_a_receiver_that_closes_after_its_answer_is_delivered()
 async fn real_servers_that_close_connections_at_rest_see_no_failed_attempt() {
     let requirements = include_str!("servers.txt");
     let Some(python) =
-        tokio::task::spawn_blocking(|| python_with("servers", requirements)).await.unwrap()
+        tokio::task::spawn_blocking(move || python_with("servers", requirements)).await.unwrap()
     else {
         return;
     };
@@ -82,7 +81,7 @@ async fn real_servers_that_close_connections_at_rest_see_no_failed_attempt() {
     if is_here("node", "--version") {
         servers.push(node().await);
     }
-    let servers = servers.iter().map(|server| async {
+    let servers = servers.iter().map(|server| async move {
         let relay = relay(server.port).await;
         let lanes = (0..LANES).map(|lane| {
             let url = relay.url();
@@ -116,13 +115,30 @@ struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first, so that its own processes end with it.
+        let id = rustix::process::Pid::from_raw(self.process.id().cast_signed()).unwrap();
+        let _ = rustix::process::kill_process(id, rustix::process::Signal::TERM);
+        for _ in 0..500 {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20)); // bounded, and only at the end
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-const GUNICORN: &[&str] =
-    &["wire.servers:wsgi", "--keep-alive", "1", "-k", "gthread", "--threads", "16"];
+const GUNICORN: &[&str] = &[
+    "wire.servers:wsgi",
+    "--keep-alive",
+    "1",
+    "-k",
+    "gthread",
+    "--threads",
+    "16",
+    "--no-control-socket",
+];
 
 async fn uvicorn(python: &Path) -> Server {
     let port = free_port().await;
