@@ -7,7 +7,6 @@ mod batch;
 mod body;
 mod caller;
 mod catalogue;
-mod causes;
 mod cms_changes;
 mod deliveries;
 mod diagnosis;
@@ -202,8 +201,9 @@ fn without_trailing_slash(mut request: Request) -> Request {
     request
 }
 
-/// Checks who calls, and that no delivery goes in circles, before anybody learns from a 404 which routes there are, and gives every
-/// answer an `X-Request-Id`: the caller's, if it sent a sound one, else a new one.
+/// Checks who calls, and that no delivery goes in circles, before anybody learns from a 404 which
+/// routes there are, and gives every answer an `X-Request-Id`: the caller's, if it sent a sound one,
+/// else a new one.
 async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let path = request.uri().path();
