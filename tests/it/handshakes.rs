@@ -16,7 +16,7 @@ use webhook_dispatcher::{
 };
 
 use crate::{
-    delivery::{DEADLINE, client_that_trusts, outgoing},
+    delivery::{DEADLINE, client_that_trusts, sent},
     support::{
         Receiver, TestDatabase, eventually,
         process::{Process, free_port, on},
@@ -124,7 +124,7 @@ fn trusting(file: &Path) -> Client {
 }
 
 async fn message(client: &Client, url: &str, class: ErrorClass) -> String {
-    let exchange = client.exchange(outgoing(url), DEADLINE).await;
+    let exchange = sent(client, url, DEADLINE).await;
     let failure = exchange.outcome.failure().unwrap_or_else(|| panic!("{url}: {exchange:?}"));
     assert_eq!(failure.class, class, "{failure:?}");
     failure.message.clone()
@@ -256,7 +256,7 @@ async fn self_signed_certificate_is_accepted_where_exactly_it_is_trusted() {
         let key = folder.file(&format!("{served}.key"));
         let receiver = TlsReceiver::presenting(&certificate, &key).await;
         let client = trusting(&folder.file(&format!("{trusted}.pem")));
-        let exchange = client.exchange(outgoing(&receiver.url()), DEADLINE).await;
+        let exchange = sent(&client, &receiver.url(), DEADLINE).await;
         exchange.outcome.failure().map(|failure| failure.message.clone())
     };
     assert_eq!(exchange("own", "own").await, None);
