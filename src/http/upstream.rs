@@ -66,5 +66,5 @@ pub fn counted(headers: &HeaderMap) -> Result<u8, Problem> {
 }
 
 fn place() -> Place {
-    Place::Header(HOPS_SHOWN)
+    Place::Header(HOPS_SHOWN.into())
 }
