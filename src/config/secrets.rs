@@ -214,6 +214,8 @@ mod tests {
         assert!(matches!(config.access, crate::http::Access::Key(_)));
         assert!(!config.signs_with_default_secret && config.encryption.is_some());
 
+        // A variable that is set to nothing is not set.
+        check(&["--webhook-secret-file=", "--admin-api-key-file="]).unwrap();
         refused(&[&key_file, KEY, SECRET], &["ADMIN_API_KEY", "ADMIN_API_KEY_FILE"]);
         let empty = format!("--webhook-secret-file={}", file("empty", "\n"));
         refused(&[&empty], &["WEBHOOK_SECRET_FILE", "is empty"]);

@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{
+    Args, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 use crate::telemetry::LogFormat;
 
@@ -17,18 +20,18 @@ pub struct Settings {
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<Hidden>,
     /// File that holds DATABASE_URL; read again for each new connection.
-    #[arg(long, env = "DATABASE_URL_FILE")]
+    #[arg(long, env = "DATABASE_URL_FILE", value_parser = path())]
     pub database_url_file: Option<PathBuf>,
     /// Connection string of Postgres itself, where DATABASE_URL is that of a pooler in transaction
     /// mode; for migrations, LISTEN and maintenance.
     #[arg(long, env = "DATABASE_DIRECT_URL", hide_env_values = true)]
     pub database_direct_url: Option<Hidden>,
     /// File that holds DATABASE_DIRECT_URL; read again for each new connection.
-    #[arg(long, env = "DATABASE_DIRECT_URL_FILE")]
+    #[arg(long, env = "DATABASE_DIRECT_URL_FILE", value_parser = path())]
     pub database_direct_url_file: Option<PathBuf>,
     /// Where the private Postgres keeps its data [default: the user's data folder;
     /// /var/lib/webhook-dispatcher for root].
-    #[arg(long, env = "DATA_DIR")]
+    #[arg(long, env = "DATA_DIR", value_parser = path())]
     pub data_dir: Option<PathBuf>,
     /// Address to serve on [default: 127.0.0.1:8000].
     #[arg(long, env = "BIND")]
@@ -43,7 +46,7 @@ pub struct Settings {
     #[arg(long, env = "WEBHOOK_SECRET", hide_env_values = true)]
     pub webhook_secret: Option<Hidden>,
     /// File that holds WEBHOOK_SECRET.
-    #[arg(long, env = "WEBHOOK_SECRET_FILE")]
+    #[arg(long, env = "WEBHOOK_SECRET_FILE", value_parser = path())]
     pub webhook_secret_file: Option<PathBuf>,
     /// Keys that sign explicit targets of dispatches which name them, separated by commas: `id=secret`
     /// for the application `default`, `application/id=secret` for others (the application by its id or
@@ -52,7 +55,7 @@ pub struct Settings {
     #[arg(long, env = "SIGNING_KEYS", hide_env_values = true)]
     pub signing_keys: Option<Hidden>,
     /// File that holds SIGNING_KEYS.
-    #[arg(long, env = "SIGNING_KEYS_FILE")]
+    #[arg(long, env = "SIGNING_KEYS_FILE", value_parser = path())]
     pub signing_keys_file: Option<PathBuf>,
     /// Keys that seal secrets in the database, separated by commas: the first seals, all open (1 to
     /// 8). Each is 32 bytes as base64 or hexadecimal digits [default without DATABASE_URL: one that
@@ -60,7 +63,7 @@ pub struct Settings {
     #[arg(long, env = "ENCRYPTION_KEY", hide_env_values = true)]
     pub encryption_key: Option<Hidden>,
     /// File that holds ENCRYPTION_KEY.
-    #[arg(long, env = "ENCRYPTION_KEY_FILE")]
+    #[arg(long, env = "ENCRYPTION_KEY_FILE", value_parser = path())]
     pub encryption_key_file: Option<PathBuf>,
     /// Target of an event that names none [default in the local default:
     /// http://127.0.0.1:8080/webhook; otherwise none].
@@ -70,7 +73,7 @@ pub struct Settings {
     #[arg(long, env = "ADMIN_API_KEY", hide_env_values = true)]
     pub admin_api_key: Option<Hidden>,
     /// File that holds ADMIN_API_KEY.
-    #[arg(long, env = "ADMIN_API_KEY_FILE")]
+    #[arg(long, env = "ADMIN_API_KEY_FILE", value_parser = path())]
     pub admin_api_key_file: Option<PathBuf>,
     /// Serve without any key, to everybody who can connect.
     #[arg(long, env = "ALLOW_UNAUTHENTICATED", default_value = "false",
@@ -94,7 +97,7 @@ pub struct Settings {
     #[arg(long, env = "DNS_SERVERS")]
     pub dns_servers: Option<String>,
     /// PEM file of authorities that are trusted beside those of the system.
-    #[arg(long, env = "EXTRA_CA_CERTS")]
+    #[arg(long, env = "EXTRA_CA_CERTS", value_parser = path())]
     pub extra_ca_certs: Option<PathBuf>,
     /// Targets of a dispatch up to which its answer waits for their results (0 to 100).
     #[arg(long, env = "DISPATCH_INLINE_MAX", default_value = "10")]
@@ -205,7 +208,7 @@ pub struct Settings {
     #[arg(long, env = "PAYLOAD_API_KEY", hide_env_values = true)]
     pub payload_api_key: Option<Hidden>,
     /// File that holds PAYLOAD_API_KEY.
-    #[arg(long, env = "PAYLOAD_API_KEY_FILE")]
+    #[arg(long, env = "PAYLOAD_API_KEY_FILE", value_parser = path())]
     pub payload_api_key_file: Option<PathBuf>,
     /// The collection that the key's user is in.
     #[arg(long, env = "PAYLOAD_USERS", default_value = "users")]
@@ -238,6 +241,12 @@ pub struct Settings {
     /// Not settings: what the environment says about where things are.
     #[arg(skip)]
     pub surroundings: Surroundings,
+}
+
+/// Parser of a path that may be empty: platforms like to set a variable to nothing, and clap's own
+/// parser of paths rejects that.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// What a process does.

@@ -304,18 +304,18 @@ impl Move<'_> {
                 .bind(passed_over.iter().map(|one| one.uuid()).collect::<Vec<_>>())
                 .fetch_all(&mut *self.transaction)
                 .await?;
-            let place = |row: &TakenRow| Place {
+            let place_of = |row: &TakenRow| Place {
                 transaction_id: row.transaction_id,
                 event_id: row.event_id,
             };
-            let last = rows.last().map(place);
+            let last = rows.last().map(place_of);
             let is_all = rows.last().is_none_or(|row| {
                 row.behind < portion.rows_max && i64::try_from(rows.len()) == Ok(row.behind)
             });
-            let row = |row: TakenRow| {
-                let (place, event) = (place(&row), row.event);
+            let outbox_row = |row: TakenRow| {
+                let (position, event) = (place_of(&row), row.event);
                 Some(OutboxRow {
-                    place,
+                    place: position,
                     ctid: event.ctid?,
                     application: ApplicationId::from_uuid(event.application_id?),
                     event_type: event.event_type?,
@@ -326,7 +326,7 @@ impl Move<'_> {
                     created_at: event.created_at?,
                 })
             };
-            Ok(Taken { rows: rows.into_iter().filter_map(row).collect(), last, is_all })
+            Ok(Taken { rows: rows.into_iter().filter_map(outbox_row).collect(), last, is_all })
         })
         .await
     }

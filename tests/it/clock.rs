@@ -90,8 +90,12 @@ async fn step_of_the_clock_freezes_no_rate_and_kills_no_delivery() {
         tokio::time::sleep(STEP).await;
         assert!(failing.count() > attempts, "{step}: retries stand still");
         assert!(failing.count() < attempts + 8, "{step}: retries come early");
-        let jump = metric(&app.base, "dispatcher_database_clock_jump_seconds").await;
-        assert!((jump.abs() - 40.0 * 86_400.0).abs() < 60.0, "{jump}");
+        // The services of other tests in this process set the same gauge, to what their clocks say.
+        eventually("the gauge", async || {
+            let jump = metric(&app.base, "dispatcher_database_clock_jump_seconds").await;
+            ((jump.abs() - 40.0 * 86_400.0).abs() < 60.0).then_some(())
+        })
+        .await;
         clock.step("+0");
         wait_for_calm(&app).await;
         let sent = limited.count();

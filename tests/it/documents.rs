@@ -26,6 +26,7 @@ const FOREIGN: &[&str] = &[
     "POSTGRES_USER",
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
+    "TCP_USER_TIMEOUT",
     "UNIX_EPOCH",
     "UTF_8",
 ];

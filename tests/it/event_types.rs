@@ -135,7 +135,9 @@ async fn a_repeated_post_is_answered_as_the_first_one() {
     assert_eq!(post("/event-types", json!({"name": "a"})).await, 201);
     assert_eq!(post("/event-types", json!({"name": "a"})).await, 201);
     assert_eq!(post("/event-types", json!({"name": "b"})).await, 409);
-    assert_eq!(post("/event-types?scope=instance", json!({"name": "a"})).await, 409);
+    // Keys of the instance are apart from those of the application `default`.
+    assert_eq!(post("/event-types?scope=instance", json!({"name": "c"})).await, 201);
+    assert_eq!(post("/event-types?scope=instance", json!({"name": "d"})).await, 409);
     app.stop().await;
 }
 

@@ -46,17 +46,18 @@ async fn what_never_ends_is_cut_off() {
         flooding("a header's name", ok, b"x", too_large, None),
         flooding("100 Continue", "", b"HTTP/1.1 100 Continue\r\n\r\n", too_large, None),
         flooding("103 with hints", "", b"HTTP/1.1 103 Hints\r\nlink: x\r\n\r\n", too_large, None),
-        flooding("a chunk's size", &format!("{ok}{chunked}"), b"0", "protocol", Some(200)),
-        flooding("a chunk's extension", &format!("{ok}{chunked}1;"), b"x", "protocol", Some(200)),
+        // The head has decided already; what follows is read within the same bounds.
+        flooding("a chunk's size", &format!("{ok}{chunked}"), b"0", "", Some(200)),
+        flooding("a chunk's extension", &format!("{ok}{chunked}1;"), b"x", "", Some(200)),
         flooding(
             "extensions",
             &format!("{ok}{chunked}"),
             b"1;xxxxxxxxxxxxxxx\r\nx\r\n",
-            "protocol",
+            "",
             Some(200),
         ),
-        flooding("one trailer", &format!("{ok}{chunked}0\r\nx: "), b"x", "protocol", Some(200)),
-        flooding("trailers", &format!("{ok}{chunked}0\r\n"), b"x: y\r\n", "protocol", Some(200)),
+        flooding("one trailer", &format!("{ok}{chunked}0\r\nx: "), b"x", "", Some(200)),
+        flooding("trailers", &format!("{ok}{chunked}0\r\n"), b"x: y\r\n", "", Some(200)),
     ];
     for (name, receiver) in meet(&app, cases).await {
         assert!(receiver.written() < TAKEN_MAX, "{name}: {} bytes", receiver.written());

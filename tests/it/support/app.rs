@@ -27,7 +27,7 @@ const FAST: &[&str] = &[
     "--bind=127.0.0.1:0",
     // Replaced by the test's database; it keeps the local default away.
     "--database-url=postgres://replaced/",
-    "--encryption-key=1a2b3c4d5e6f70891a2b3c4d5e6f70891a2b3c4d5e6f70891a2b3c4d5e6f7089",
+    "--encryption-key=YSBrZXkgdGhhdCBldmVyeSB0ZXN0IG1heSBrbm93LiE=",
     "--allowed-target-cidrs=127.0.0.0/8,::1/128",
     "--require-https=false",
 ];

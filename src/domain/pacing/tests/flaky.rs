@@ -81,9 +81,10 @@ fn random_of(event: u32, attempt: u32) -> (f64, f64) {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
     }
-    let [a, b, c, d, e, f, g, h] = mixed.to_le_bytes();
-    let share = |bytes| f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0);
-    (share([a, b, c, d]), share([e, f, g, h]))
+    let share = |bits: u64| {
+        f64::from(u32::try_from(bits & 0xffff_ffff).unwrap()) / (f64::from(u32::MAX) + 1.0)
+    };
+    (share(mixed), share(mixed >> 32))
 }
 
 fn policy() -> RetryPolicy {
