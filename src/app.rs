@@ -204,6 +204,7 @@ impl App {
     /// Serves until `stop`, and then ends in order: nothing new is claimed or started, requests to
     /// us and to receivers finish within one grace, batches commit, results are written, claims are
     /// given back, the private Postgres stops. An error if a part of it failed.
+    #[expect(clippy::too_many_lines, reason = "one order of starts and ends")]
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self {
             config,
@@ -224,7 +225,7 @@ impl App {
         let tasks = TaskTracker::new();
         // It is supervised until the last connection is closed, also while the service drains.
         let drained = CancellationToken::new();
-        let supervised = embedded.map(|it| tokio::spawn(it.supervise(drained.clone())));
+        let supervised = embedded.map(|it| tasks.spawn(it.supervise(drained.clone())));
         let intake =
             Intake { clock: clock.clone(), handover: handover.clone(), routes: routes.clone() };
         let catalogue = Catalogue::default();

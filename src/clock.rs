@@ -168,7 +168,8 @@ impl Clock {
     fn compare_with_host(&self, judged: &mut Judged, reading: Reading, host_us: i64) {
         let ahead_us = reading.database_us - host_us;
         telemetry::clock_offset(seconds(ahead_us));
-        let limit_us = TOLERANCE.as_micros() as i64 + 2 * reading.uncertainty_us;
+        let limit_us =
+            i64::try_from(TOLERANCE.as_micros()).unwrap_or(i64::MAX) + 2 * reading.uncertainty_us;
         let is_off = ahead_us.abs() > limit_us;
         let was_off = std::mem::replace(&mut judged.is_host_off, is_off);
         if is_off && self.0.warned.is_time() {

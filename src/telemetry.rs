@@ -81,13 +81,13 @@ const TALKATIVE: [&str; 1] = ["rmcp"];
 
 /// Whether a log line may be written at all.
 fn may_be_logged(metadata: &tracing::Metadata<'_>) -> bool {
-    let is_of = |library: &&str| {
+    let is_of = |library: &str| {
         metadata
             .target()
-            .strip_prefix(*library)
+            .strip_prefix(library)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
     };
-    *metadata.level() <= tracing::Level::WARN || !TALKATIVE.iter().any(|library| is_of(&library))
+    *metadata.level() <= tracing::Level::WARN || !TALKATIVE.iter().any(|library| is_of(library))
 }
 
 /// Sends log lines to the standard error. `filter` is a directive list of `tracing`. A second call

@@ -243,7 +243,7 @@ impl Settings {
         let (signing_keys, of_keys) = signing_keys(&secrets)?;
         let database = self.database()?;
         let mut warnings = warnings(&secrets, of_keys);
-        warnings.extend(self.database_warnings(&database));
+        warnings.extend(Self::database_warnings(&database));
         Ok(Config {
             database,
             encryption: encryption(&secrets, has_database_url)?,

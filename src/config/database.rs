@@ -81,7 +81,7 @@ impl Settings {
     }
 
     /// Parameters of the addresses that have no effect, as warnings.
-    pub(super) fn database_warnings(&self, database: &Database) -> Vec<String> {
+    pub(super) fn database_warnings(database: &Database) -> Vec<String> {
         let Database::External(access) = database else { return Vec::new() };
         let sources =
             [("DATABASE_URL", Some(&access.main)), ("DATABASE_DIRECT_URL", access.direct.as_ref())];

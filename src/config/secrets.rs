@@ -1,10 +1,6 @@
 //! The operator's secrets: given directly or as a file, and strong enough where callers need a key.
 
-use std::{
-    collections::HashSet,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, io::Read, path::Path};
 
 use zeroize::Zeroizing;
 
@@ -41,8 +37,11 @@ pub(super) struct Secrets {
 impl Settings {
     /// Reads the secrets, from their files where those are named.
     pub(super) fn secrets(&self) -> Result<Secrets, ConfigError> {
-        let webhook_secret =
-            secret("WEBHOOK_SECRET", self.webhook_secret.as_ref(), &self.webhook_secret_file)?;
+        let webhook_secret = secret(
+            "WEBHOOK_SECRET",
+            self.webhook_secret.as_ref(),
+            self.webhook_secret_file.as_deref(),
+        )?;
         if webhook_secret.is_none() && self.webhook_secret.is_some() {
             return Err(bad("WEBHOOK_SECRET", "must not be empty"));
         }
@@ -54,24 +53,24 @@ impl Settings {
             admin_api_key: secret(
                 "ADMIN_API_KEY",
                 self.admin_api_key.as_ref(),
-                &self.admin_api_key_file,
+                self.admin_api_key_file.as_deref(),
             )?,
             webhook_secret: webhook_secret.unwrap_or_else(|| DEFAULT_SECRET.to_owned()),
             signing_keys: secret(
                 "SIGNING_KEYS",
                 self.signing_keys.as_ref(),
-                &self.signing_keys_file,
+                self.signing_keys_file.as_deref(),
             )?
             .unwrap_or_default(),
             encryption_key: secret(
                 "ENCRYPTION_KEY",
                 self.encryption_key.as_ref(),
-                &self.encryption_key_file,
+                self.encryption_key_file.as_deref(),
             )?,
             payload_api_key: secret(
                 "PAYLOAD_API_KEY",
                 self.payload_api_key.as_ref(),
-                &self.payload_api_key_file,
+                self.payload_api_key_file.as_deref(),
             )?,
         })
     }
@@ -128,10 +127,10 @@ fn weak(variable: &'static str, command: &'static str) -> ConfigError {
 pub(super) fn secret(
     variable: &'static str,
     direct: Option<&Hidden>,
-    file: &Option<PathBuf>,
+    file: Option<&Path>,
 ) -> Result<Option<String>, ConfigError> {
     let direct = set(direct.map(|secret| secret.0.as_str()));
-    let file = file.as_deref().filter(|file| !file.as_os_str().is_empty());
+    let file = file.filter(|file| !file.as_os_str().is_empty());
     match (direct, file) {
         (Some(_), Some(_)) => {
             Err(bad(variable, format!("is set, and so is {variable}_FILE: set one of the two")))

@@ -64,6 +64,7 @@ pub struct Witness {
     evidence_us: Option<i64>,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "292,000 years of microseconds fit")]
 const fn us(duration: Duration) -> i64 {
     duration.as_micros() as i64
 }

@@ -148,7 +148,8 @@ pub fn is_welcome(
     }
     let has_key = matches!(access, Access::Key(_));
     let is_reading = matches!(*request.method(), Method::GET | Method::HEAD);
-    if !has_key && !(is_public && is_reading) && is_cross_site(headers, host) {
+    let may_cross = has_key || (is_public && is_reading);
+    if !may_cross && is_cross_site(headers, host) {
         return Err(ApiError::Forbidden(CROSS_SITE));
     }
     Ok(())

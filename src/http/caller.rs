@@ -124,17 +124,14 @@ impl Known {
         let is_familiar = self.familiar.contains_key(&hash);
         let lookups = if is_familiar { &self.of_familiar } else { &self.of_strangers };
         let principal = lookups.principal(store, hash).await?;
-        match principal {
-            Some(principal) => {
-                self.principals.insert(hash, principal);
-                if !is_familiar {
-                    self.familiar.insert(hash, ());
-                }
+        if let Some(principal) = principal {
+            self.principals.insert(hash, principal);
+            if !is_familiar {
+                self.familiar.insert(hash, ());
             }
-            None => {
-                self.familiar.invalidate(&hash);
-                self.unknown.insert(hash, ());
-            }
+        } else {
+            self.familiar.invalidate(&hash);
+            self.unknown.insert(hash, ());
         }
         Ok(principal)
     }

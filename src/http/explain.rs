@@ -222,13 +222,12 @@ async fn held_back(
 
 /// The lanes that a delivery can be in: its subscription's, or those of its target's origin and URL.
 fn lanes_of(row: &DeliveryRow, application: ApplicationId) -> impl Iterator<Item = LaneId> + use<> {
-    let lanes = match row.subscription_id() {
-        Some(subscription) => [Some(subscription.lane()), None],
-        None => {
-            let target = TargetUrl::from_stored(&row.target_url).ok();
-            let lanes = target.map(|it| [it.lane(application), it.url_lane(application)]);
-            lanes.map_or([None; 2], |lanes| lanes.map(Some))
-        }
+    let lanes = if let Some(subscription) = row.subscription_id() {
+        [Some(subscription.lane()), None]
+    } else {
+        let target = TargetUrl::from_stored(&row.target_url).ok();
+        let lanes = target.map(|it| [it.lane(application), it.url_lane(application)]);
+        lanes.map_or([None; 2], |lanes| lanes.map(Some))
     };
     lanes.into_iter().flatten()
 }

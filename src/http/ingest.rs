@@ -100,25 +100,22 @@ pub async fn create(
     let headers = request.headers().clone();
     let head = Head { idempotency_key, event_type, signature, headers };
     let given = Parameters::of(&uri, extract::OF_APPLICATION)?;
-    let (application, row, body) = match caller {
-        Some(caller) => {
-            let SubscriptionPath(name) = name?;
-            let application = events::application(&state, caller, &given).await?;
-            caller.must(Permission::Publish)?;
-            let body = read(&state, request).await?;
-            let row = state.store.subscription(application, &name).await?;
-            let row = row.ok_or(ApiError::SubscriptionNotFound(None))?;
-            let body = match inbound_keys(&state, &row)? {
-                Some(keys) => verified(&keys, body, head.signature.as_deref())?,
-                None => body,
-            };
-            (application, row, body)
-        }
-        None => {
-            let body = read(&state, request).await?;
-            let SubscriptionPath(name) = name.map_err(|_| ApiError::UnauthorizedIngest)?;
-            signed(&state, &name, given.text("application"), body, &head).await?
-        }
+    let (application, row, body) = if let Some(caller) = caller {
+        let SubscriptionPath(name) = name?;
+        let application = events::application(&state, caller, &given).await?;
+        caller.must(Permission::Publish)?;
+        let body = read(&state, request).await?;
+        let row = state.store.subscription(application, &name).await?;
+        let row = row.ok_or(ApiError::SubscriptionNotFound(None))?;
+        let body = match inbound_keys(&state, &row)? {
+            Some(keys) => verified(&keys, body, head.signature.as_deref())?,
+            None => body,
+        };
+        (application, row, body)
+    } else {
+        let body = read(&state, request).await?;
+        let SubscriptionPath(name) = name.map_err(|_| ApiError::UnauthorizedIngest)?;
+        signed(&state, &name, given.text("application"), body, &head).await?
     };
     let idempotency_key = match (head.idempotency_key, caller) {
         // Whoever has the secret of one subscription must not take the keys of its application.

@@ -61,14 +61,13 @@ impl KnownQuery {
         let shown = names::shown(name);
         let is_field = self.fields.iter().any(|field| field == name);
         match names::near_miss(&shown, &self.parameters) {
-            Some(_) => names::unknown("parameter", name, &self.parameters),
             None if is_field => {
                 format!("unknown parameter `{shown}`: send it as a field of the body")
             }
             None if self.parameters.is_empty() => {
                 format!("unknown parameter `{shown}`: this route takes none")
             }
-            None => names::unknown("parameter", name, &self.parameters),
+            _ => names::unknown("parameter", name, &self.parameters),
         }
     }
 }

@@ -73,16 +73,20 @@ impl Idle {
 mod tests {
     use super::*;
 
+    fn long_ago() -> Instant {
+        Instant::now().checked_sub(2 * IDLE_AFTER).unwrap()
+    }
+
     #[test]
     fn process_without_the_setting_never_rests() {
-        let idle = Idle { base: Instant::now() - 2 * IDLE_AFTER, ..Idle::new(None) };
+        let idle = Idle { base: long_ago(), ..Idle::new(None) };
         assert_eq!(idle.resting(), None);
     }
 
     #[test]
     fn rest_begins_after_a_while_and_ends_with_work() {
         let interval = Duration::from_secs(60);
-        let idle = Idle { base: Instant::now() - 2 * IDLE_AFTER, ..Idle::new(Some(interval)) };
+        let idle = Idle { base: long_ago(), ..Idle::new(Some(interval)) };
         assert_eq!(idle.resting(), Some(interval));
         idle.wake();
         assert_eq!(idle.resting(), None);
@@ -91,7 +95,7 @@ mod tests {
     #[tokio::test]
     async fn sleeper_is_woken() {
         let interval = Duration::from_secs(3_600);
-        let idle = Idle { base: Instant::now() - 2 * IDLE_AFTER, ..Idle::new(Some(interval)) };
+        let idle = Idle { base: long_ago(), ..Idle::new(Some(interval)) };
         let (mut slept, began) = (std::pin::pin!(idle.sleep(Duration::ZERO)), Instant::now());
         tokio::select! {
             () = &mut slept => panic!("it rests"),

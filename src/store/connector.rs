@@ -220,8 +220,9 @@ impl Way {
             Ok(connection) => return Ok((connection, options)),
             Err(error) => error,
         };
-        let is_refusal = error.as_database_error().and_then(|error| error.code()).as_deref()
-            == Some(INVALID_AUTHORIZATION);
+        let is_refusal =
+            error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref()
+                == Some(INVALID_AUTHORIZATION);
         let is_preferred = matches!(options.get_ssl_mode(), PgSslMode::Prefer);
         if !is_preferred || !(is_refusal || is_of_tls(&error)) {
             return Err(with_advice(error));
@@ -349,5 +350,5 @@ fn not_writable(reason: String) -> Error {
 /// Whether no host with a session that can write was found, and a server has answered.
 pub(super) fn is_read_only(error: &Error) -> bool {
     let Error::Io(error) = error else { return false };
-    error.get_ref().is_some_and(|inner| inner.is::<NotWritable>())
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<NotWritable>)
 }

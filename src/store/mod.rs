@@ -248,6 +248,13 @@ impl Store {
         self.test_pool.get_or_init(|| connector.test_pool(self.pool.sessions_max()))
     }
 
+    /// Statements that a session of the store's own pool has prepared, for the tests of plans: the
+    /// text, and how often it ran with a custom and with a generic plan.
+    pub async fn prepared_statements(&self) -> Result<Vec<(String, i64, i64)>, StoreError> {
+        let read = "select statement, custom_plans, generic_plans from pg_prepared_statements";
+        Ok(sqlx::query_as(read).fetch_all(&self.pool).await?)
+    }
+
     /// Whether Postgres answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let ping = async { Ok(sqlx::query("select 1").execute(&self.pool).await.map(|_| ())?) };

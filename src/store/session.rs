@@ -82,7 +82,8 @@ enum State {
 impl Session {
     /// Opens a session that reports its loss to `doubt`.
     pub async fn open(connector: &Connector, doubt: Arc<Doubt>) -> Result<Self, Error> {
-        let connection = connector.connect().await?;
+        // Boxed: it is rare, and would make the future of every statement 30 KiB larger.
+        let connection = Box::pin(connector.connect()).await?;
         let now = Instant::now();
         Ok(Self {
             connection,

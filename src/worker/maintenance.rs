@@ -65,7 +65,7 @@ async fn freeze_days(shared: &Shared) {
         match shared.store.freeze_days().await {
             Ok(frozen) => frozen.iter().for_each(|name| tracing::info!(name, "day frozen")),
             Err(error) => {
-                telemetry::statement_failed(&error, "days that are over were not all frozen")
+                telemetry::statement_failed(&error, "days that are over were not all frozen");
             }
         }
         tokio::time::sleep(PARTITIONS_INTERVAL).await;
@@ -81,7 +81,7 @@ async fn rounds(shared: &Shared) {
                 Ok(()) => partitions_at = Instant::now() + PARTITIONS_INTERVAL,
                 // Tried again at the next round: a lock was not to be had, or Postgres is away.
                 Err(error) => {
-                    telemetry::statement_failed(&error, "partitions were not looked after")
+                    telemetry::statement_failed(&error, "partitions were not looked after");
                 }
             }
         }

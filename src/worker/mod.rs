@@ -295,7 +295,7 @@ impl Worker {
         match timeout(FLUSH_TIMEOUT, leaving).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                crate::telemetry::statement_failed(&error, "others will find this process dead")
+                crate::telemetry::statement_failed(&error, "others will find this process dead");
             }
             Err(_) => tracing::warn!("left in the register; others will find this process dead"),
         }

@@ -222,7 +222,10 @@ async fn killed_process_with_a_heartbeat_in_the_future_is_replaced() {
     let environment = [on(&url).as_slice(), &local].concat();
     let first = Process::start(free_port().await, &environment).await;
     let body = json!({"payload": 1, "target_url": receiver.url("/")}).to_string();
-    let accepted = reqwest::Client::new()
+    let accepted = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .unwrap()
         .post(format!("{}/events", first.base))
         .header("content-type", "application/json")
         .body(body)

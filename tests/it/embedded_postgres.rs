@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Executor, Row};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use webhook_dispatcher::embedded_postgres::{EmbeddedPostgres, EmbeddedPostgresError, Options};
 
 use crate::support::eventually;
@@ -272,7 +272,7 @@ async fn lock_file_without_a_pid_is_removed_once_it_is_old() {
 /// Supervises a server until the returned token is cancelled.
 fn supervised(server: EmbeddedPostgres) -> (CancellationToken, JoinHandle<EmbeddedPostgres>) {
     let stop = CancellationToken::new();
-    (stop.clone(), tokio::spawn(server.supervise(stop)))
+    (stop.clone(), TaskTracker::new().spawn(server.supervise(stop)))
 }
 
 /// The pid of a postmaster that is not `old` and serves.

@@ -33,7 +33,7 @@ fn asking(servers: &[SocketAddr]) -> Client {
 }
 
 async fn failure(client: &Client, url: &str) -> Failure {
-    let exchange = sent(&client, url, DEADLINE).await;
+    let exchange = sent(client, url, DEADLINE).await;
     exchange.outcome.failure().unwrap_or_else(|| panic!("{url}: {exchange:?}")).clone()
 }
 
@@ -87,11 +87,9 @@ async fn dns_failure_counts_against_the_receiver_only_with_an_answer() {
     // Nothing listens on the discard port.
     let nobody: SocketAddr = ([127, 0, 0, 1], 9).into();
     let (client, dead) = (asking(&[dns.address()]), asking(&[nobody]));
-    let long = "x".repeat(64) + ".test";
     for (client, host, fault, words) in [
         (&client, "missing.test", Fault::Receiver, "no such host name"),
         (&client, "none.test", Fault::Receiver, "has no address"),
-        (&client, &long, Fault::Receiver, "not a valid host name"),
         (&client, "failed.test", Fault::Service, "name servers"),
         (&client, "refused.test", Fault::Service, "name servers"),
         (&client, "silent.test", Fault::Service, "no name server answered"),

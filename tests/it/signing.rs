@@ -12,7 +12,7 @@ use webhook_dispatcher::domain::{
 
 use crate::{
     applications::{WITH_KEYS, tenant},
-    support::{Received, Receiver, TestApp, TestDatabase, eventually},
+    support::{Received, Receiver, TestApp, TestDatabase, eventually, process::ENCRYPTION_KEY},
     verifiers::believes,
 };
 
@@ -224,7 +224,7 @@ async fn explicit_secret(app: &TestApp, application: &str) -> String {
     .fetch_one(app.store.pool())
     .await
     .unwrap();
-    let sealing: SealingKey = "0".repeat(64).parse().unwrap();
+    let sealing: SealingKey = ENCRYPTION_KEY.parse().unwrap();
     let sealing = SealingKeys::new(sealing, Vec::new()).unwrap();
     let opened = sealing.open(&bytes, &sealed::signing_key(SigningKeyId::from_uuid(key))).unwrap();
     String::from_utf8(opened.bytes().to_vec()).unwrap()

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use webhook_dispatcher::domain::ids::DEFAULT_APPLICATION;
 
-use crate::support::{TestApp, TestDatabase};
+use crate::support::{TestApp, TestDatabase, process::ENCRYPTION_KEY};
 
 const TARGET: &str = "http://127.0.0.1:9/hook";
 
@@ -219,7 +219,7 @@ async fn stored_headers(app: &TestApp, id: &str) -> Vec<(String, String)> {
     .fetch_one(app.store.pool())
     .await
     .unwrap();
-    let key: SealingKey = "0".repeat(64).parse().unwrap();
+    let key: SealingKey = ENCRYPTION_KEY.parse().unwrap();
     let keys = SealingKeys::new(key, Vec::new()).unwrap();
     let opened = keys.open(&bytes, &sealed::headers_of(id)).unwrap();
     let headers: Value = serde_json::from_slice(opened.bytes()).unwrap();

@@ -31,7 +31,7 @@ async fn an_accepted_event_is_delivered_once() {
 #[tokio::test]
 async fn what_every_event_needs_of_postgres_is_prepared_before_the_first() {
     let app = TestApp::start().await;
-    for word in ["insert into event_payload", "with result as ("] {
+    for word in ["left join application using (application_id)", "with result as ("] {
         let prepared: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
              where datname = current_database() and pid <> pg_backend_pid()

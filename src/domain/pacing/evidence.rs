@@ -60,24 +60,24 @@ impl Evidence {
     }
 
     /// Number of attempts by weight among which one success is likely; `None` if there was none yet.
-    fn attempts_per_success(&self) -> Option<u32> {
+    fn attempts_per_success(self) -> Option<u32> {
         let (good, bad) = (u32::from(self.good), u32::from(self.bad));
         (good > 0).then(|| (good + bad).div_ceil(good).min(SHARE_MIN))
     }
 
     /// Failures by weight after which the receiver counts as down, if it has succeeded before.
-    fn needed(&self) -> u16 {
+    fn needed(self) -> u16 {
         let needed = self.attempts_per_success().unwrap_or(1) * MISSED_WHEN_DOWN;
         u16::try_from(needed).unwrap_or(u16::MAX)
     }
 
-    fn has_missed(&self, successes: u32) -> bool {
+    fn has_missed(self, successes: u32) -> bool {
         self.attempts_per_success().is_none_or(|each| u32::from(self.since) >= each * successes)
     }
 
     /// Returns whether the receiver seems to be down. `failures_min` is the least number of failures without
     /// an answer.
-    pub fn is_down(&self, failures_min: u16) -> bool {
+    pub fn is_down(self, failures_min: u16) -> bool {
         let is_enough = match self.good {
             0 => self.since >= failures_min.saturating_mul(UNANSWERED),
             _ => true,
@@ -86,17 +86,17 @@ impl Evidence {
     }
 
     /// Returns whether the receiver may be down, or has not succeeded yet.
-    pub fn is_doubtful(&self) -> bool {
+    pub fn is_doubtful(self) -> bool {
         self.has_missed(MISSED_WHEN_DOUBTFUL)
     }
 
     /// Returns whether failures are usual for a receiver that is up: over a tenth of its attempts.
-    pub fn is_flaky(&self) -> bool {
+    pub fn is_flaky(self) -> bool {
         self.good > 0 && u32::from(self.bad) * 9 > u32::from(self.good)
     }
 
     /// Number of probes to send at a time after this many openings in a row.
-    pub fn probes(&self, openings: usize) -> usize {
+    pub fn probes(self, openings: usize) -> usize {
         let usual = PROBES.get(openings.saturating_sub(1)).copied().unwrap_or(PROBES_LATER);
         let likely = self.attempts_per_success().map_or(0, |each| 2 * each as usize);
         usual.max(likely).min(PROBES_MAX)

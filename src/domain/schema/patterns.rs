@@ -81,8 +81,11 @@ fn is_built_within_the_cache(nfa: NFA, is_reverse: bool) -> bool {
         dfa.start_state_forward(&mut cache, &input)
     };
     let Ok(start) = start else { return false };
-    let bytes: Vec<u8> =
-        dfa.byte_classes().representatives(0..=u8::MAX).filter_map(|unit| unit.as_u8()).collect();
+    let bytes: Vec<u8> = dfa
+        .byte_classes()
+        .representatives(0..=u8::MAX)
+        .filter_map(regex_automata::util::alphabet::Unit::as_u8)
+        .collect();
     let mut known = std::collections::HashSet::from([start]);
     let mut open = vec![start];
     while let Some(state) = open.pop() {

@@ -275,7 +275,7 @@ impl Operation {
             return self.route.clone();
         }
         let in_query = self.parameters.iter().filter(|one| one.place == In::Query);
-        let fields = self.body.iter().flat_map(|body| body.schema["properties"].as_object());
+        let fields = self.body.iter().filter_map(|body| body.schema["properties"].as_object());
         let known = KnownQuery {
             parameters: in_query.map(|one| one.name).collect(),
             fields: fields.flat_map(|members| members.keys().cloned()).collect(),

@@ -57,14 +57,12 @@ impl PendingChecks {
             return None;
         }
         let mut check = AbortOnDropHandle::new(self.tasks.spawn(check()));
-        match tokio::time::timeout_at(wait_until, &mut check).await {
-            Ok(answer) => Some(result(answer)),
-            Err(_) => {
-                let begun_at = Instant::now();
-                self.checks.insert(event, Pending { application, begun_at, check });
-                None
-            }
+        if let Ok(answer) = tokio::time::timeout_at(wait_until, &mut check).await {
+            return Some(result(answer));
         }
+        let begun_at = Instant::now();
+        self.checks.insert(event, Pending { application, begun_at, check });
+        None
     }
 
     /// Applications of which nothing is taken: checks of theirs are under way, and none has ended.

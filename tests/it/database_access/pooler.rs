@@ -137,7 +137,7 @@ async fn service_works_through_a_pooler_in_transaction_mode() {
     let (one, two) = (free_port().await, free_port().await);
     let (one, two) =
         tokio::join!(Process::start(one, &environment), Process::start(two, &environment));
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let call = async |method: &str, url: String, body: serde_json::Value| {
         let request = http.request(method.parse().unwrap(), url);
         let request = request.header("content-type", "application/json").body(body.to_string());

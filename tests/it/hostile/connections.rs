@@ -26,7 +26,7 @@ async fn answer(stream: &mut TcpStream, behind: &[u8]) -> std::io::Result<()> {
 }
 
 async fn body(client: &webhook_dispatcher::delivery::Client, url: &str) -> String {
-    let exchange = sent(&client, url, DEADLINE).await;
+    let exchange = sent(client, url, DEADLINE).await;
     assert_eq!(exchange.outcome, Outcome::Delivered, "{exchange:?}");
     String::from_utf8(exchange.response.unwrap().body.to_vec()).unwrap()
 }

@@ -333,14 +333,22 @@ async fn a_look_does_not_walk_over_what_was_moved() {
     run(&mut session, "delete from outbox").await;
     let pages = "select (heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint
                  from pg_statio_user_tables where relname = 'outbox'";
-    let look = async |mark: &Mark| {
+    let mut watcher = self::session(&database).await;
+    let mut look = async |mark: &Mark| {
         let store = Store::connect_lazy(database.options.clone(), 1);
         let here = store.look_at_outbox(mark, None).await.unwrap().here;
         for _ in 1..LOOKS {
             assert!(store.look_at_outbox(mark, None).await.unwrap().is_empty);
         }
-        // Its backend ends, and tells its counts.
+        // Its backend ends, and reports its counts.
         store.close().await;
+        eventually("the end of its session", async || {
+            let sessions = "select count(*) from pg_stat_activity
+                            where application_name = 'webhook-dispatcher'
+                              and datname = current_database() and pid <> pg_backend_pid()";
+            (count(&mut watcher, sessions).await == 0).then_some(())
+        })
+        .await;
         here
     };
     let counted = async |session: &mut PgConnection, before: i64| {

@@ -93,7 +93,8 @@ async fn real_servers_that_close_connections_at_rest_see_no_failed_attempt() {
                     failed += usize::from(exchange.outcome != Outcome::Delivered);
                     // From its answer the server waits for IDLE, and its close needs one way; so does
                     // the request. Between the two is the time that this is about.
-                    let pause = IDLE - WAY * 2 + WAY * 3 * lane / LANES - WAY / 2;
+                    let early = WAY * 5 / 2;
+                    let pause = (IDLE + WAY * 3 * lane / LANES).saturating_sub(early);
                     tokio::time::sleep(pause).await;
                 }
                 failed
