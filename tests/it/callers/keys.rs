@@ -164,7 +164,8 @@ async fn names_of_other_applications_are_not_looked_up() {
         let looked_up: Option<String> = sqlx::query_scalar(
             "select query from pg_stat_activity
              where datname = current_database() and pid <> pg_backend_pid()
-               and query like '%from application%uid = $%' limit 1",
+               and query like '%from application%uid = $%'
+               and query not like '%pg_stat_activity%' limit 1",
         )
         .fetch_optional(app.store.pool())
         .await
