@@ -14,7 +14,7 @@ use crate::{
 
 /// How long all that Schemathesis tries with one key may take; what it tries depends on its seed and
 /// not on the time.
-const TRIES_MAX: Duration = Duration::from_secs(300);
+const TRIES_MAX: Duration = Duration::from_secs(900);
 /// How many requests it makes up for each operation, beside those that try bounds one by one.
 const EXAMPLES_MAX: &str = "10";
 
