@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     cms::CmsSettings,
+    delivery::EgressProxy,
     domain::{
         RetryPolicy, SigningKey, TargetUrl, address::AddressPolicy, pacing::Breaker,
         retry::RetryPolicyError, sealing::SealingKeys, signature::SigningKeys,
@@ -70,6 +71,8 @@ pub struct Config {
     pub addresses: AddressPolicy,
     /// The name servers that are asked for targets; none: the system's.
     pub dns_servers: Vec<SocketAddr>,
+    /// The proxy through which targets are called.
+    pub egress_proxy: Option<EgressProxy>,
     /// The authorities whose certificates are accepted.
     pub trust: Trust,
     /// What the answer of a dispatch waits for.
@@ -256,6 +259,7 @@ impl Settings {
             target_url: self.target(is_local_default, &addresses)?,
             addresses,
             dns_servers: dns::servers(set(self.dns_servers.as_deref()))?,
+            egress_proxy: egress_proxy(&secrets)?,
             trust: self.trust()?,
             dispatch: self.dispatch()?,
             poll_interval: self.poll_interval()?,
@@ -420,6 +424,11 @@ fn encryption(secrets: &Secrets, is_required: bool) -> Result<Option<SealingKeys
     }
 }
 
+fn egress_proxy(secrets: &Secrets) -> Result<Option<EgressProxy>, ConfigError> {
+    let proxy = secrets.egress_proxy.as_deref().map(EgressProxy::parse).transpose();
+    proxy.map_err(|error| bad("EGRESS_PROXY", error.to_string()))
+}
+
 /// The keys, and warnings about their secrets.
 fn signing_keys(secrets: &Secrets) -> Result<(Keys, Vec<String>), ConfigError> {
     let own = &secrets.webhook_secret;
@@ -548,6 +557,10 @@ pub(super) mod tests {
 
     #[test]
     fn missing_file_of_authorities_is_refused() {
+        refused(
+            &["--egress-proxy=socks5://user:s3cret@a:1"],
+            &["EGRESS_PROXY", "http://proxy.example"],
+        );
         refused(&["--extra-ca-certs=/nowhere/ca.pem"], &["EXTRA_CA_CERTS", "/nowhere/ca.pem"]);
         assert!(check(&["--extra-ca-certs="]).is_ok());
     }

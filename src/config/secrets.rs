@@ -32,6 +32,7 @@ pub(super) struct Secrets {
     pub signing_keys: String,
     pub encryption_key: Option<String>,
     pub payload_api_key: Option<String>,
+    pub egress_proxy: Option<String>,
 }
 
 impl Settings {
@@ -71,6 +72,11 @@ impl Settings {
                 "PAYLOAD_API_KEY",
                 self.payload_api_key.as_ref(),
                 self.payload_api_key_file.as_deref(),
+            )?,
+            egress_proxy: secret(
+                "EGRESS_PROXY",
+                self.egress_proxy.as_ref(),
+                self.egress_proxy_file.as_deref(),
             )?,
         })
     }

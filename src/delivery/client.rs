@@ -20,6 +20,7 @@ use url::{Position, Url};
 use super::{
     connection::{Connection, ConnectionError, SendError},
     connector::Connector,
+    egress_proxy::{Egress, EgressProxy},
     failure::{failure_of, is_out_of_files},
     pool::Pool,
     request::{Outgoing, header_lines},
@@ -59,6 +60,8 @@ pub struct ClientSettings {
     pub retry_after_max: Duration,
     /// The authorities whose certificates are accepted.
     pub trust: Trust,
+    /// The proxy through which targets are called.
+    pub proxy: Option<EgressProxy>,
     /// Idle connections kept to one host.
     pub idle_per_host_max: usize,
 }
@@ -96,10 +99,12 @@ impl Client {
     /// A client that resolves names with `resolver`.
     pub fn new(settings: ClientSettings, resolver: &Arc<Resolver>) -> Result<Self, ClientError> {
         let policy = Arc::new(settings.addresses.clone());
+        let egress = settings.proxy.clone().map(|proxy| Arc::new(Egress::new(proxy, resolver)));
         let resolver = |is_https| VettingResolver::new(resolver.clone(), policy.clone(), is_https);
         Ok(Self(Arc::new(Shared {
-            https: Connector::encrypted(resolver(true), &settings.trust).map_err(ClientError)?,
-            http: Connector::plain(resolver(false)),
+            https: Connector::encrypted(resolver(true), egress.clone(), &settings.trust)
+                .map_err(ClientError)?,
+            http: Connector::plain(resolver(false), egress),
             pool: Pool::new(settings.idle_per_host_max),
             settings,
         })))
@@ -125,10 +130,12 @@ impl Client {
     ) -> Exchange {
         let started = Instant::now();
         let mut seen = None;
+        let ends = tokio::time::Instant::now() + deadline;
         let ended = tokio::select! {
+            // What is sent comes first: at the deadline it says whether the name was resolved.
             biased;
-            sent = self.send(outgoing, again, &mut seen) => sent.err(),
-            () = tokio::time::sleep(deadline) => Some(Failure::new(
+            sent = self.send(outgoing, again, ends, &mut seen) => sent.err(),
+            () = tokio::time::sleep_until(ends) => Some(Failure::new(
                 ErrorClass::Timeout,
                 format!("no complete answer within {} s", deadline.as_secs_f64()),
             )),
@@ -153,6 +160,7 @@ impl Client {
         &self,
         outgoing: Outgoing,
         again: impl FnOnce() -> Option<Outgoing>,
+        ends: tokio::time::Instant,
         seen: &mut Option<Seen>,
     ) -> Result<(), Failure> {
         let is_https = outgoing.url.scheme() == "https";
@@ -167,7 +175,7 @@ impl Client {
         {
             return Err(Failure::new(ErrorClass::BlockedAddress, refused.to_string()));
         }
-        let exchanged = self.exchange_once(outgoing, again, seen).await;
+        let exchanged = self.exchange_once(outgoing, again, ends, seen).await;
         exchanged.map_err(|error| failure_of(error.cause.as_ref(), error.otherwise))
     }
 
@@ -176,11 +184,12 @@ impl Client {
         &self,
         outgoing: Outgoing,
         again: impl FnOnce() -> Option<Outgoing>,
+        ends: tokio::time::Instant,
         seen: &mut Option<Seen>,
     ) -> Result<(), ConnectionError> {
         let Shared { pool, settings, .. } = &*self.0;
         let (url, request) = request(outgoing)?;
-        let (mut connection, mut answer) = self.send_somehow(&url, request, again).await?;
+        let (mut connection, mut answer) = self.send_somehow(&url, request, again, ends).await?;
         let rest = rest(answer.headers());
         let seen = seen.insert(Seen {
             status: answer.status().as_u16(),
@@ -212,6 +221,7 @@ impl Client {
         url: &Url,
         mut request: Request<Full<Bytes>>,
         again: impl FnOnce() -> Option<Outgoing>,
+        ends: tokio::time::Instant,
     ) -> Result<(Connection, Answer<Incoming>), ConnectionError> {
         let Shared { https, http, pool, .. } = &*self.0;
         while let Some(mut connection) = pool.take(origin(url), Instant::now()) {
@@ -234,11 +244,11 @@ impl Client {
         let uri = url.as_str().parse::<Uri>();
         let uri = uri.map_err(|_| ConnectionError::host(url.host_str().unwrap_or_default()))?;
         // Boxed: it is rare, and would make every exchange some kibibytes larger.
-        let mut connection = match Box::pin(connector.open(uri.clone())).await {
+        let mut connection = match Box::pin(connector.open(uri.clone(), ends)).await {
             // What rests holds descriptors that are wanted here; or another request has freed them.
             Err(error) if is_out_of_files(error.cause.as_ref()) => {
                 pool.close_all();
-                Box::pin(connector.open(uri)).await?
+                Box::pin(connector.open(uri, ends)).await?
             }
             opened => opened?,
         };

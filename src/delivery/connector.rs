@@ -9,7 +9,7 @@ use std::{
     error::Error,
     fmt,
     future::Future,
-    io,
+    io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -27,12 +27,13 @@ use tokio_util::either::Either;
 
 use super::{
     connection::{Connection, ConnectionError},
+    egress_proxy::{Egress, TunnelError},
     failure::is_out_of_files,
     resolver::VettingResolver,
     words::refused,
 };
 use crate::{
-    domain::ErrorClass,
+    domain::{ErrorClass, outcome::Fault},
     tls::{Trust, TrustError},
 };
 
@@ -41,32 +42,41 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Addresses of a host that are tried, and so sockets that one request can have open at a time.
 const ATTEMPTS_MAX: usize = 8;
 
+/// The kernel has no room for another socket, or for its packets.
+const NO_BUFFERS: i32 = rustix::io::Errno::NOBUFS.raw_os_error();
+
 /// Opens connections to hosts.
 #[derive(Clone)]
 pub(super) struct Connector {
     resolver: VettingResolver,
+    egress: Option<Arc<Egress>>,
     tls: Option<TlsConnector>,
 }
 
 impl Connector {
     /// Opens connections over plain http.
-    pub fn plain(resolver: VettingResolver) -> Self {
-        Self { resolver, tls: None }
+    pub fn plain(resolver: VettingResolver, egress: Option<Arc<Egress>>) -> Self {
+        Self { resolver, egress, tls: None }
     }
 
     /// Opens connections over TLS.
-    pub fn encrypted(resolver: VettingResolver, trust: &Trust) -> Result<Self, TrustError> {
+    pub fn encrypted(
+        resolver: VettingResolver,
+        egress: Option<Arc<Egress>>,
+        trust: &Trust,
+    ) -> Result<Self, TrustError> {
         let mut config = trust.client()?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { resolver, tls: Some(TlsConnector::from(Arc::new(config))) })
+        Ok(Self { resolver, egress, tls: Some(TlsConnector::from(Arc::new(config))) })
     }
 
-    /// Opens a connection to the host and port of an absolute URI. Waits as long as it takes.
-    pub async fn open(&self, uri: Uri) -> Result<Connection, ConnectionError> {
+    /// Opens a connection to the host and port of an absolute URI. A name that is not resolved at
+    /// `deadline` is a failure of DNS; whatever comes later is waited for as long as it takes.
+    pub async fn open(&self, uri: Uri, deadline: Instant) -> Result<Connection, ConnectionError> {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = uri.port_u16().unwrap_or(if self.tls.is_some() { 443 } else { 80 });
-        let stream = self.connect(host, port).await?;
+        let stream = self.connect(host, port, deadline).await?;
         let stream = match &self.tls {
             None => Either::Left(stream),
             Some(tls) => {
@@ -79,13 +89,19 @@ impl Connector {
 
     /// Connects to a host at one of the addresses that it may be called at. An address as host has
     /// been vetted before.
-    async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, ConnectionError> {
+    async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> Result<TcpStream, ConnectionError> {
+        let through = self.egress.as_deref().map(|egress| (egress, deadline));
         let connected = if let Ok(address) = host.parse::<IpAddr>() {
-            connect_any(vec![address], None, port).await
+            connect_any(vec![address], None, port, through).await
         } else {
-            let found = self.resolver.find(host).await;
+            let found = self.resolver.find(host, deadline).await;
             let found = found.map_err(|why| ConnectionError::new(ErrorClass::Dns, why))?;
-            connect_any(found.addresses, found.later, port).await
+            connect_any(found.addresses, found.later, port, through).await
         };
         let stream = connected.map_err(|why| ConnectionError::new(ErrorClass::Connect, why))?;
         stream.set_nodelay(true).map_err(|why| ConnectionError::new(ErrorClass::Connect, why))?;
@@ -110,6 +126,40 @@ impl fmt::Display for ConnectError {
     }
 }
 
+impl ConnectError {
+    /// The class of the failure, and the side that it counts against: the service only where no
+    /// attempt says anything of the receiver.
+    pub fn class(&self) -> (ErrorClass, Fault) {
+        let mut classes = self.attempts.iter().map(|(_, error)| class_of_attempt(error));
+        let first = classes.next().unwrap_or((ErrorClass::Connect, Fault::Receiver));
+        if first.1 == Fault::Receiver {
+            return first;
+        }
+        classes.find(|(_, fault)| *fault == Fault::Receiver).unwrap_or(first)
+    }
+}
+
+/// What one attempt says: a machine without a route, an address, a port or memory says nothing of the
+/// receiver.
+fn class_of_attempt(error: &io::Error) -> (ErrorClass, Fault) {
+    let tunnel = error.get_ref().and_then(|inner| inner.downcast_ref::<TunnelError>());
+    if let Some(tunnel) = tunnel {
+        return tunnel.class();
+    }
+    if is_out_of_files(error) {
+        return (ErrorClass::Internal, Fault::Service);
+    }
+    let fault = match error.kind() {
+        ErrorKind::NetworkUnreachable
+        | ErrorKind::PermissionDenied
+        | ErrorKind::AddrNotAvailable
+        | ErrorKind::OutOfMemory => Fault::Service,
+        _ if error.raw_os_error() == Some(NO_BUFFERS) => Fault::Service,
+        _ => Fault::Receiver,
+    };
+    (ErrorClass::Connect, fault)
+}
+
 impl Error for ConnectError {
     /// A failure of this machine rather than one of the receiver, if there is any.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
@@ -119,15 +169,24 @@ impl Error for ConnectError {
     }
 }
 
-/// Connects to the first of these addresses that accepts it, `later` ones included.
+/// Connects to the first of these addresses that accepts it, `later` ones included; `through` a
+/// proxy by a deadline.
 async fn connect_any(
     addresses: Vec<IpAddr>,
     later: Option<BoxFuture<'static, Vec<IpAddr>>>,
     port: u16,
+    through: Option<(&Egress, Instant)>,
 ) -> Result<TcpStream, ConnectError> {
     let attempt = async |address| {
         let address = SocketAddr::new(address, port);
-        TcpStream::connect(address).await.map_err(|error| (address, error))
+        let connected = match through {
+            None => TcpStream::connect(address).await,
+            // Boxed: it is large, and would make every connection some kibibytes larger.
+            Some((egress, deadline)) => {
+                Box::pin(egress.open_tunnel(address, deadline)).await.map_err(io::Error::from)
+            }
+        };
+        connected.map_err(|error| (address, error))
     };
     if let (&[only], None) = (addresses.as_slice(), &later) {
         return attempt(only).await.map_err(|failed| ConnectError { attempts: vec![failed] });
@@ -136,7 +195,7 @@ async fn connect_any(
 }
 
 /// Runs staggered attempts until one succeeds. Fails with the failures of all.
-async fn race<T, E, F: Future<Output = Result<T, E>>>(
+pub(super) async fn race<T, E, F: Future<Output = Result<T, E>>>(
     mut waiting: VecDeque<IpAddr>,
     later: Option<BoxFuture<'static, Vec<IpAddr>>>,
     attempt: impl Fn(IpAddr) -> F,
@@ -178,7 +237,7 @@ async fn race<T, E, F: Future<Output = Result<T, E>>>(
 }
 
 /// Addresses with the families taking turns, each in its order, IPv4 first.
-fn alternating(addresses: Vec<IpAddr>) -> VecDeque<IpAddr> {
+pub(super) fn alternating(addresses: Vec<IpAddr>) -> VecDeque<IpAddr> {
     let (mut v4, mut v6): (VecDeque<_>, VecDeque<_>) =
         addresses.into_iter().partition(IpAddr::is_ipv4);
     let mut turns = VecDeque::with_capacity(v4.len() + v6.len());
@@ -199,6 +258,28 @@ mod tests {
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// Broken by: a fault of this machine, for which the receiver is blamed; a receiver that is down,
+    /// excused by an address of it that cannot be called from here.
+    #[test]
+    fn failures_of_this_machine_say_nothing_of_the_receiver() {
+        #[track_caller]
+        fn check(kinds: &[ErrorKind], expected: Fault) {
+            let address = SocketAddr::from(([192, 0, 2, 1], 443));
+            let attempts = kinds.iter().map(|&kind| (address, kind.into())).collect();
+            assert_eq!(ConnectError { attempts }.class().1, expected, "{kinds:?}");
+        }
+        check(&[ErrorKind::AddrNotAvailable], Fault::Service);
+        check(&[ErrorKind::PermissionDenied], Fault::Service);
+        check(&[ErrorKind::NetworkUnreachable, ErrorKind::AddrNotAvailable], Fault::Service);
+        check(&[ErrorKind::NetworkUnreachable, ErrorKind::ConnectionRefused], Fault::Receiver);
+        check(&[ErrorKind::TimedOut], Fault::Receiver);
+        let full = io::Error::from_raw_os_error(NO_BUFFERS);
+        assert_eq!(class_of_attempt(&full), (ErrorClass::Connect, Fault::Service));
+        let refused = TunnelError::Refused(hyper::StatusCode::FORBIDDEN);
+        let blocked = (ErrorClass::BlockedAddress, Fault::Service);
+        assert_eq!(class_of_attempt(&refused.into()), blocked);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use super::{metered::Exhausted, resolver::ResolveError, words::describe};
+use super::{connector::ConnectError, metered::Exhausted, resolver::ResolveError, words::describe};
 use crate::domain::{
     ErrorClass,
     outcome::{Failure, Fault},
@@ -33,6 +33,9 @@ fn says_out_of_files(error: &io::Error) -> bool {
 fn class_of(cause: &(dyn Error + 'static)) -> Option<(ErrorClass, Fault)> {
     if let Some(resolve) = cause.downcast_ref::<ResolveError>() {
         return Some(resolve.class());
+    }
+    if let Some(connect) = cause.downcast_ref::<ConnectError>() {
+        return Some(connect.class());
     }
     let class = if let Some(exhausted) = cause.downcast_ref::<Exhausted>() {
         match exhausted {

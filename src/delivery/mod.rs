@@ -3,6 +3,7 @@
 pub mod client;
 mod connection;
 mod connector;
+mod egress_proxy;
 mod failure;
 mod metered;
 mod pool;
@@ -11,4 +12,5 @@ pub mod resolver;
 mod words;
 
 pub use client::{Client, ClientError, Exchange};
+pub use egress_proxy::{EgressProxy, EgressProxyError};
 pub use request::Outgoing;

@@ -48,6 +48,7 @@ pub fn client_that_trusts(
         response_body_max: 1_000,
         retry_after_max: Duration::from_secs(60),
         trust,
+        proxy: None,
         idle_per_host_max: 4,
     };
     Client::new(settings, resolver).unwrap()

@@ -19,6 +19,7 @@ const FOREIGN: &[&str] = &[
     "AF_UNIX",
     "CARGO_PROFILE_RELEASE_DEBUG",
     "DISPATCH_AT",
+    "HTTP_PROXY",
     "HTTP_WEBHOOK_ID",
     "PAYLOAD_SECRET",
     "POSTGRES_DB",

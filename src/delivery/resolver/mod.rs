@@ -22,7 +22,7 @@ use hickory_resolver::{
         rr::{Name, RecordType},
     },
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use names::{Resolver, SystemFiles};
 
@@ -125,11 +125,13 @@ impl VettingResolver {
         Self { resolver, policy, is_https }
     }
 
-    /// The addresses of a host that may be called.
-    pub async fn find(&self, host: &str) -> Result<Found, ResolveError> {
-        let found = timeout(LOOKUP_MAX, self.find_first(host)).await;
+    /// The addresses of a host that may be called, at `deadline` at the latest.
+    pub async fn find(&self, host: &str, deadline: Instant) -> Result<Found, ResolveError> {
+        let started = Instant::now();
+        let found = timeout_at(deadline.min(started + LOOKUP_MAX), self.find_first(host)).await;
         found.unwrap_or_else(|_| {
-            let reason = format!("no name server answered within {} s", LOOKUP_MAX.as_secs());
+            let seconds = started.elapsed().as_secs_f64();
+            let reason = format!("no name server answered within {seconds:.1} s");
             Err(ResolveError::Unanswered { host: host.to_owned(), reason })
         })
     }

@@ -1,6 +1,7 @@
-//! Bytes on the wire: heads, trace contexts, hops; and connections that real
-//! servers close.
+//! Bytes on the wire: heads, trace contexts, hops; connections that real servers close; and the
+//! proxy through which targets are called.
 
+mod egress_proxy;
 mod heads;
 mod hops;
 mod keep_alive;

@@ -1,4 +1,5 @@
-"""The smallest application that answers a webhook, for servers of ASGI and of WSGI."""
+"""The smallest application that answers a webhook, for servers of ASGI and of WSGI, and
+for aiohttp."""
 
 
 async def asgi(scope, receive, send):
@@ -19,3 +20,10 @@ def wsgi(environ, start_response):
     environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
     return [b"ok"]
+
+
+async def aiohttp(request):
+    from aiohttp import web
+
+    await request.read()
+    return web.Response(text="ok")
