@@ -7,8 +7,7 @@ use super::outcome::{Failure, Outcome};
 /// How far a delay may be moved off its nominal value, both ways.
 const JITTER_SHARE: f64 = 0.25;
 
-/// First delay after an attempt that failed by a fault of this service; it doubles up to the second
-/// value.
+/// Shortest and longest delay after an attempt that failed by a fault of this service.
 const OWN_FAULT_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// How many attempts a policy may ask for.
@@ -126,11 +125,6 @@ impl RetryPolicy {
         }
     }
 
-    /// Returns whether a failed attempt is followed by another one at all.
-    pub fn retries(&self) -> bool {
-        self.attempts_max > 1
-    }
-
     /// The longest time from the first attempt to the last, each attempt taking `attempt_max`.
     pub fn horizon(&self, attempt_max: Duration) -> Duration {
         // The jitter that makes it longest.
@@ -139,12 +133,12 @@ impl RetryPolicy {
     }
 }
 
-/// Delay after an attempt that failed by a fault of this service and is not counted. `before` is the
-/// number of earlier attempts that were not counted; `jitter` is in `0.0..1.0`.
-pub fn own_fault_delay(before: u32, jitter: f64) -> Duration {
+/// Delay after an attempt that failed by a fault of this service and is not counted: as long as such
+/// faults of its lane have lasted, so that it doubles. `jitter` is in `0.0..1.0`.
+pub fn own_fault_delay(lasting: Duration, jitter: f64) -> Duration {
     let (first, longest) = OWN_FAULT_DELAY;
     let factor = 1.0 + JITTER_SHARE * (2.0 * jitter - 1.0);
-    nominal(before.saturating_add(1), first, longest).mul_f64(factor).min(longest)
+    lasting.clamp(first, longest).mul_f64(factor).min(longest)
 }
 
 fn nominal(attempt: u32, base: Duration, longest: Duration) -> Duration {
@@ -204,8 +198,15 @@ mod tests {
 
     #[test]
     fn delay_after_a_fault_of_the_service_doubles_up_to_five_minutes() {
-        let delays = [0, 1, 5, 8, 9, 99, u32::MAX].map(|n| own_fault_delay(n, 0.5).as_secs());
-        assert_eq!(delays, [1, 2, 32, 256, 300, 300, 300]);
+        let mut lasting = Duration::ZERO;
+        let mut delays = Vec::new();
+        for _ in 0..12 {
+            let delay = own_fault_delay(lasting, 0.5);
+            delays.push(delay.as_secs());
+            lasting += delay;
+        }
+        assert_eq!(delays, [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!(own_fault_delay(Duration::MAX, 1.0).as_secs(), 300);
     }
 
     #[test]

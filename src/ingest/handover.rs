@@ -397,6 +397,12 @@ impl Handover {
         is_on
     }
 
+    /// Notes a failure by a fault of this service; returns for how long such faults of its lane have
+    /// lasted.
+    pub fn note_own_fault(&self, lane: LaneId) -> Duration {
+        self.lanes().note_own_fault(lane, Instant::now())
+    }
+
     /// Looks at requests that take long; returns what waited for their lanes. Those that are to be
     /// given up are told.
     pub fn look_at_slow(&self) -> Vec<Claim> {

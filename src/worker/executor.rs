@@ -285,8 +285,9 @@ fn next(shared: &Shared, claim: &Claim, way: &Way, outcome: Outcome) -> Next {
         }
         (Run::Schedule | Run::Replay, _) | (_, None) => {}
     }
-    if is_own_fault && way.retry(shared).retries() {
-        return Next::Postpone(own_fault_delay(claim.prior_count, rand::random()));
+    if is_own_fault && !way.is_single_attempt() {
+        let lasting = shared.handover.note_own_fault(claim.lane);
+        return Next::Postpone(own_fault_delay(lasting, rand::random()));
     }
     match way.retry(shared).decide(claim.attempt_count + 1, outcome, rand::random()) {
         Decision::Finish => Next::End { state: DeliveryState::Delivered, reason: None },

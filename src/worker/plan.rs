@@ -136,6 +136,15 @@ impl Signer {
 }
 
 impl Way {
+    /// Whether it is a target of a dispatch without retries: its caller wants to know what came of the
+    /// one attempt, and repeats it where that is wanted.
+    pub fn is_single_attempt(&self) -> bool {
+        match &self.says {
+            Says::Explicit(_, Some(settings)) => settings.retry.is_none(),
+            Says::Explicit(_, None) | Says::Subscription(_) => false,
+        }
+    }
+
     /// The request of one attempt.
     pub fn request(
         &self,

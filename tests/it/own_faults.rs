@@ -21,19 +21,22 @@ use crate::support::{
 const IMPATIENT: [&str; 3] =
     ["--disable-after=0.00002315", "--breaker-failures=1", "--max-attempts=2"];
 
-/// Three events to a subscription; shows the first one once it has had more attempts than its policy
-/// allows, and the time to disable the subscription has passed.
+/// Three events to a subscription of one attempt; shows the first one once it has had more attempts
+/// than that, and the time to disable the subscription has passed.
 async fn fail(app: &TestApp, target_url: &str) -> Value {
-    let body = json!({"uid": "receiver", "target_url": target_url, "event_types": "a"});
+    let body = json!({
+        "uid": "receiver", "target_url": target_url, "event_types": "a",
+        "retry": {"max_attempts": 1, "base_seconds": 1, "max_seconds": 1},
+    });
     app.make("/subscriptions", body).await;
     let mut events = Vec::new();
     for _ in 0..3 {
         events.push(app.publish(json!({"payload": 1, "type": "a"})).await);
     }
-    // The delays are about 1 and 2 s.
-    eventually("a third attempt, after three seconds", async || {
+    // The delays are about 1, 1 and 2 s.
+    eventually("a fourth attempt, after four seconds", async || {
         let event = app.event(&events[0]).await;
-        (event["attempt_count"].as_u64() >= Some(3)).then_some(event)
+        (event["attempt_count"].as_u64() >= Some(4)).then_some(event)
     })
     .await
 }
@@ -68,7 +71,7 @@ async fn blocked_address_counts_for_nothing_and_delivery_goes_on_after_it() {
     check_unharmed(&app, &event, "blocked_address").await;
     is_mended.store(true, Ordering::Relaxed);
     let event = app.wait_for(event["id"].as_str().unwrap(), "delivered").await;
-    assert!(event["attempt_count"].as_u64() > Some(3), "more than the policy allows: {event}");
+    assert!(event["attempt_count"].as_u64() > Some(4), "more than the policy allows: {event}");
 }
 
 /// Catches: name servers that do not answer, for which the receiver is blamed.
@@ -80,4 +83,19 @@ async fn dead_name_servers_disable_no_subscription() {
     let app = TestApp::with(&[&IMPATIENT[..], &[&servers]].concat()).await;
     let event = fail(&app, "http://receiver.test/").await;
     check_unharmed(&app, &event, "dns").await;
+}
+
+/// Catches: a dispatch without retries, whose caller waits for a result that never comes.
+#[tokio::test]
+async fn dispatch_without_retries_fails_by_a_fault_of_the_service() {
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let app = TestApp::with(&[&format!("--dns-servers=127.0.0.1:{port}")]).await;
+    let target = json!("http://receiver.test/");
+    let body = json!({"event": "a", "payload": 1, "targets": [target]});
+    let (_, answer) = app.post("/dispatch", &body).await;
+    let result = &answer["results"][0];
+    assert_eq!((&result["status"], &result["error"]["class"]), (&json!("failed"), &json!("dns")));
+    let body = json!({"event": "a", "payload": 1, "targets": [target], "retry": [60]});
+    let (_, answer) = app.post("/dispatch", &body).await;
+    assert_eq!(answer["results"][0]["status"], "pending", "{answer}");
 }

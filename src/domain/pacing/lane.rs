@@ -85,6 +85,8 @@ pub struct Lane<T> {
     evidence: Evidence,
     pub last_failure: Option<Instant>,
     pub last_success: Option<Instant>,
+    /// Since when attempts fail by faults of this service, and none has said anything of the receiver.
+    pub own_fault_since: Option<Instant>,
     /// It takes long, and takes it.
     pub answers_slowly: bool,
     caution: Caution,
@@ -138,6 +140,7 @@ impl<T> Lane<T> {
             evidence: Evidence::default(),
             last_failure: None,
             last_success: None,
+            own_fault_since: None,
             answers_slowly: false,
             caution: Caution::default(),
             paused_until: None,
@@ -199,6 +202,9 @@ impl<T> Lane<T> {
         let is_slow = now.saturating_duration_since(began) >= SLOW;
         let (was_bad, was_full) = (self.is_bad(), self.in_flight >= self.window);
         let mut gives_back = false;
+        if verdict != Verdict::Unsent {
+            self.own_fault_since = None;
+        }
         match verdict {
             Verdict::Healthy => {
                 self.succeed(is_slow, now, (limits, is_calm, was_full));

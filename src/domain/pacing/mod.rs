@@ -302,6 +302,12 @@ impl<T: Held> Lanes<T> {
         self.outage.unanswered(host, answered_lately, now)
     }
 
+    /// Notes a failure by a fault of this service; returns for how long such faults have lasted.
+    pub fn note_own_fault(&mut self, id: LaneId, now: Instant) -> Duration {
+        let Some(lane) = self.by_id.get_mut(&id) else { return Duration::ZERO };
+        now.saturating_duration_since(*lane.own_fault_since.get_or_insert(now))
+    }
+
     /// Returns whether no receiver answers at present.
     pub fn has_outage(&self) -> bool {
         self.outage.is_on()
