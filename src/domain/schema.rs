@@ -222,12 +222,20 @@ struct Survey<'a> {
     known: HashMap<*const Value, Option<Measure>>,
     /// Costs of patterns that were measured.
     costs: HashMap<&'a str, usize>,
+    /// Steps that are left for the patterns that were not.
+    steps: usize,
     has_alternatives: bool,
 }
 
 impl<'a> Survey<'a> {
     fn of(root: &'a Value) -> Self {
-        Self { root, known: HashMap::new(), costs: HashMap::new(), has_alternatives: false }
+        Self {
+            root,
+            known: HashMap::new(),
+            costs: HashMap::new(),
+            steps: patterns::STEPS_MAX,
+            has_alternatives: false,
+        }
     }
 
     /// Measures a part, which is `above` levels down.
@@ -333,7 +341,7 @@ impl<'a> Survey<'a> {
             return *cost;
         }
         let is_measured = self.costs.len() < SCHEMA_PATTERNS_MAX;
-        let cost = if is_measured { patterns::cost(pattern) } else { 0 };
+        let cost = if is_measured { patterns::cost(pattern, &mut self.steps) } else { 0 };
         self.costs.insert(pattern, cost);
         cost
     }

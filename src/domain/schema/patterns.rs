@@ -15,12 +15,15 @@ use regex_syntax::hir::{Hir, HirKind, Look};
 
 use super::PATTERN_BYTES_MAX;
 
+/// Steps of automata that are looked at for all patterns of a schema: about a second at the worst.
+pub(super) const STEPS_MAX: usize = 1_000_000;
 /// Number of positions up to which a pattern counts as its positions without a closer look.
 const POSITIONS_FEW: usize = 4;
 
 /// Cost of a pattern per byte, in positions that the engine may have to visit. A pattern that cannot
-/// be read costs nothing here: compiling the schema refuses it.
-pub(super) fn cost(pattern: &str) -> usize {
+/// be read costs nothing here: compiling the schema refuses it. `steps` is what is left of
+/// [`STEPS_MAX`]; once it is used up, a pattern costs its positions.
+pub(super) fn cost(pattern: &str, steps: &mut usize) -> usize {
     let Ok(translated) = to_rust_regex(pattern) else { return 0 };
     let translated = match search_form(pattern, &translated) {
         // Its characters are counted.
@@ -30,7 +33,7 @@ pub(super) fn cost(pattern: &str) -> usize {
     };
     let Ok(hir) = syntax::parse(&translated) else { return 0 };
     let positions = positions(&hir);
-    if positions > POSITIONS_FEW && automaton_fits(&hir) { 1 } else { positions }
+    if positions > POSITIONS_FEW && automaton_fits(&hir, steps) { 1 } else { positions }
 }
 
 /// Number of characters and classes, with repetitions written out.
@@ -52,21 +55,24 @@ fn positions(hir: &Hir) -> usize {
 
 /// Whether the automata that the engine builds for a pattern fit in its cache, wholly built. Patterns
 /// without a start anchor are also searched from the end.
-fn automaton_fits(hir: &Hir) -> bool {
+fn automaton_fits(hir: &Hir, steps: &mut usize) -> bool {
     let is_anchored = hir.properties().look_set_prefix().contains(Look::Start);
-    fits(hir, false) && (is_anchored || fits(hir, true))
+    fits(hir, false, steps) && (is_anchored || fits(hir, true, steps))
 }
 
-fn fits(hir: &Hir, is_reverse: bool) -> bool {
+fn fits(hir: &Hir, is_reverse: bool, steps: &mut usize) -> bool {
+    if *steps == 0 {
+        return false;
+    }
     let config = thompson::Config::new()
         .reverse(is_reverse)
         .which_captures(WhichCaptures::None)
         .nfa_size_limit(Some(PATTERN_BYTES_MAX));
     let nfa = thompson::Compiler::new().configure(config).build_from_hir(hir);
-    nfa.is_ok_and(|nfa| is_built_within_the_cache(nfa, is_reverse))
+    nfa.is_ok_and(|nfa| is_built_within_the_cache(nfa, is_reverse, steps))
 }
 
-fn is_built_within_the_cache(nfa: NFA, is_reverse: bool) -> bool {
+fn is_built_within_the_cache(nfa: NFA, is_reverse: bool, steps: &mut usize) -> bool {
     let config = DFA::config()
         .cache_capacity(PATTERN_BYTES_MAX)
         // The first time that the cache is full is the answer.
@@ -90,6 +96,8 @@ fn is_built_within_the_cache(nfa: NFA, is_reverse: bool) -> bool {
     let mut open = vec![start];
     while let Some(state) = open.pop() {
         for &byte in &bytes {
+            let Some(left) = steps.checked_sub(1) else { return false };
+            *steps = left;
             match dfa.next_state(&mut cache, state, byte) {
                 Ok(next) if known.insert(next) && !next.is_dead() => open.push(next),
                 Ok(next) if next.is_quit() => return false,
@@ -104,6 +112,23 @@ fn is_built_within_the_cache(nfa: NFA, is_reverse: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn cost(pattern: &str) -> usize {
+        super::cost(pattern, &mut { STEPS_MAX })
+    }
+
+    /// Broken by: many patterns of one schema that are each looked at for long.
+    #[test]
+    fn steps_of_all_patterns_are_bounded() {
+        let (mut steps, pattern) = (STEPS_MAX, "^([a-z0-9] ){20}x$");
+        let before = super::cost(pattern, &mut steps);
+        let used = STEPS_MAX - steps;
+        assert!(used > 100 && before == 1, "{used} {before}");
+        let mut steps = used - 1;
+        assert!(super::cost(pattern, &mut steps) > 20);
+        assert_eq!(steps, 0);
+        assert!(super::cost(pattern, &mut steps) > 20, "nothing is left");
+    }
 
     #[test]
     fn cost_of_a_pattern_is_its_worst_case_per_byte() {
