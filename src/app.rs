@@ -36,9 +36,9 @@ use crate::{
 };
 
 /// Connections for reading, and for keeping house. The batcher, the mover, the recorder, the claimer,
-/// the heartbeat and the listener have one each: a backend that does one thing keeps its caches warm,
+/// the heartbeat, the listener and `/readyz` have one each: a backend that does one thing keeps its caches warm,
 /// and waits for no other.
-const API_CONNECTIONS_MAX: u32 = 8;
+const API_CONNECTIONS_MAX: u32 = 7;
 const WORKER_CONNECTIONS_MAX: u32 = 4;
 /// Connections of what is done for the CMS, if there is one.
 const CMS_CONNECTIONS_MAX: u32 = 2;
@@ -58,6 +58,8 @@ pub struct App {
     ingest_store: Store,
     /// The mover's own.
     outbox_store: Store,
+    /// That of `/readyz`: a probe must not wait for those who read.
+    probe_store: Store,
     sealing_keys: SealingKeys,
     clock: Clock,
     handover: Arc<Handover>,
@@ -122,7 +124,7 @@ impl App {
             Store::connect_lazy(connector.clone(), connections_max).with_clock(&clock)
         };
         let store = telling(connect(API_CONNECTIONS_MAX), config.cms.as_deref());
-        let (ingest_store, outbox_store) = (connect(1), connect(1));
+        let (ingest_store, outbox_store, probe_store) = (connect(1), connect(1), connect(1));
         wait_for_database(&store).await?;
         store.migrate().await?;
         time::start(&store, &clock).await?;
@@ -174,6 +176,7 @@ impl App {
             store,
             ingest_store,
             outbox_store,
+            probe_store,
             sealing_keys,
             clock,
             handover,
@@ -212,6 +215,7 @@ impl App {
             store,
             ingest_store,
             outbox_store,
+            probe_store,
             sealing_keys,
             clock,
             handover,
@@ -253,6 +257,7 @@ impl App {
         let limit = |setting, bytes_max| Limit { bytes_max, setting, timeout };
         let state = ApiState::new(http::Api {
             store: store.clone(),
+            probe_store: probe_store.clone(),
             ingest,
             handover,
             access: config.access.clone(),
@@ -303,6 +308,7 @@ impl App {
         }
         ingest_store.close().await;
         outbox_store.close().await;
+        probe_store.close().await;
         store.close().await;
         drained.cancel();
         if let Some(supervised) = supervised {
@@ -339,11 +345,15 @@ async fn start_worker(
         disable_after: config.disable_after,
         cms_log_age_max: config.cms_log_age_max,
     };
+    if let Some(proxy) = &config.egress_proxy {
+        tracing::info!(event = "egress_proxy", %proxy, "targets are called through a proxy");
+    }
     let client = ClientSettings {
         addresses: config.addresses.clone(),
         response_body_max: config.response_body_max,
         retry_after_max: config.retry_after_max,
         trust: config.trust.clone(),
+        proxy: config.egress_proxy.clone(),
         idle_per_host_max: config.lane_in_flight_max,
     };
     let (clock, keys, cms) = (clock.clone(), config.signing_keys.clone(), config.cms.clone());

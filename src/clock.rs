@@ -46,14 +46,41 @@ struct Judged {
 
 /// A sample may set the clock back by less than this without any reader seeing it.
 const STEP_BACK_MAX_US: i64 = 1_000_000;
+/// A shorter suspension makes no difference.
+#[cfg(target_os = "linux")]
+const SUSPENDED_MIN_US: i64 = 100_000;
 /// Time between two warnings about a clock that stays wrong.
 const WARN_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Zero of the monotonic clock.
-static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Zero of the monotonic clock, and how long this machine had been suspended then.
+static BASE: LazyLock<(Instant, i64)> = LazyLock::new(|| (Instant::now(), suspended_us()));
 
+/// Time since [`BASE`], the time in which this machine was suspended included.
 fn monotonic_us(at: Instant) -> i64 {
-    i64::try_from(at.saturating_duration_since(*BASE).as_micros()).unwrap_or(i64::MAX)
+    let (base, suspended) = *BASE;
+    let awake = i64::try_from(at.saturating_duration_since(base).as_micros()).unwrap_or(i64::MAX);
+    awake.saturating_add(suspended_us() - suspended)
+}
+
+/// How long this machine has been suspended since it was booted, to some microseconds: [`Instant`]
+/// stands still meanwhile, and the world goes on.
+#[cfg(target_os = "linux")]
+fn suspended_us() -> i64 {
+    use rustix::time::{ClockId, clock_gettime};
+    let us = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_nsec / 1_000)
+    };
+    let awake = us(ClockId::Monotonic);
+    let suspended = us(ClockId::Boottime).saturating_sub(awake);
+    // What lies between the two readings is no suspension.
+    if suspended < SUSPENDED_MIN_US { 0 } else { suspended }
+}
+
+/// Elsewhere the monotonic clock is taken as it is.
+#[cfg(not(target_os = "linux"))]
+fn suspended_us() -> i64 {
+    0
 }
 
 fn host_us() -> i64 {

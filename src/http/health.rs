@@ -39,7 +39,7 @@ pub async fn health() -> Json<Health> {
 
 /// `GET /readyz`: an event could be stored now, or the reason why not.
 pub async fn ready(State(state): State<ApiState>) -> Result<Json<Health>, ApiError> {
-    match state.store.readiness().await {
+    match state.probe_store.readiness().await {
         Ok(()) => {
             let warnings = state.clock.alarm().map(clock_warning);
             Ok(Json(Health { ok: true, warnings: warnings.into_iter().collect() }))

@@ -90,11 +90,20 @@ impl Running {
             hashes.sort_unstable_by_key(|hash| *hash.bytes());
             hashes.dedup();
             let found = store.principals_of(&hashes).await.map_err(ApiError::from);
+            let (found, due) = match found {
+                Ok((found, due)) => (Ok(found), due),
+                Err(error) => (Err(error), Vec::new()),
+            };
             let has_unknown = found.as_ref().is_ok_and(|found| found.len() < hashes.len());
             for Waiting { hash, answer } in batch {
                 let found = found.as_ref().map(|found| found.get(&hash).copied());
                 // A caller that hung up needs no answer.
                 let _ = answer.send(found.map_err(Clone::clone));
+            }
+            if !due.is_empty()
+                && let Err(error) = store.note_use(&due).await
+            {
+                tracing::debug!(%error, "the use of keys is not noted");
             }
             if has_unknown && !self.0.pause.is_zero() {
                 tokio::time::sleep(self.0.pause).await;

@@ -50,7 +50,7 @@ use tower::util::MapRequest;
 use self::caller::Caller;
 use crate::{
     clock::Clock,
-    domain::{NamedKeys, pacing::Breaker, sealing::SealingKeys},
+    domain::{ApiKey, NamedKeys, pacing::Breaker, sealing::SealingKeys},
     ingest::{Catalogue, Handover, Ingest},
     store::Store,
 };
@@ -85,6 +85,8 @@ pub struct ApiState(Arc<Api>);
 pub struct Api {
     /// The database, for reading.
     pub store: Store,
+    /// The same for `/readyz` alone.
+    pub probe_store: Store,
     /// The way in.
     pub ingest: Ingest,
     /// For who waits for results, for what is due now, and for metrics.
@@ -217,8 +219,13 @@ async fn gate(State(state): State<ApiState>, mut request: Request, next: Next) -
         _ if is_probe => Ok(None),
         Ok(()) if is_public => Ok(None),
         Ok(()) => match access::admit(&state, given.as_deref()).await {
-            // The handler asks for a signature instead.
-            Err(ApiError::Unauthorized) if given.is_none() && is_signed => Ok(None),
+            // The handler asks for a signature instead. Senders and gateways may add credentials of
+            // their own, which are none of ours.
+            Err(ApiError::Unauthorized)
+                if is_signed && !given.as_deref().is_some_and(ApiKey::is_form) =>
+            {
+                Ok(None)
+            }
             admitted => admitted.map(Some),
         },
         Err(error) => Err(error),

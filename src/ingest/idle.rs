@@ -27,6 +27,11 @@ impl Idle {
         Self { interval, base: Instant::now(), active_ms: AtomicU64::new(0), woken: Notify::new() }
     }
 
+    /// The pause between looks of a process that rests, if it ever does.
+    pub fn interval(&self) -> Option<Duration> {
+        self.interval
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX)
     }

@@ -29,7 +29,9 @@ impl Store {
         bounded(async {
             let connector = &self.pool.connector().direct();
             let mut guard = Session::open(connector, Arc::default()).await?.without_repeats();
-            sqlx::raw_sql("begin").execute(&mut guard).await?;
+            // It is idle for as long as the work takes.
+            let begin = "set idle_in_transaction_session_timeout = 0; begin";
+            sqlx::raw_sql(begin).execute(&mut guard).await?;
             let is_ours: bool = sqlx::query_scalar("select pg_try_advisory_xact_lock($1)")
                 .bind(lock)
                 .fetch_one(&mut guard)

@@ -1,13 +1,13 @@
 //! API keys: who may call, known by the hash of what they send.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, bounded,
+    Store, StoreError, bounded, bounded_by,
     idempotency::{Reservation, Standing, stand},
     time::push_ordered_now,
 };
@@ -61,6 +61,8 @@ impl ApiKeyRow {
 /// A key that was looked up by its hash.
 #[derive(sqlx::FromRow)]
 struct KnownRow {
+    /// Its use is to be noted.
+    is_due: bool,
     hash: Vec<u8>,
     #[sqlx(flatten)]
     key: ApiKeyRow,
@@ -85,6 +87,8 @@ pub struct NewApiKey<'a> {
     pub expires_at: Option<DateTime<Utc>>,
 }
 
+/// Maximum time for the note of a use: the next look-up waits for it.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(1);
 const COLUMNS: &str = "key_id, application_id, name, role, hint, created_at, expires_at, \
                        last_used_at, revoked_at";
 
@@ -128,16 +132,19 @@ impl Store {
         .await
     }
 
-    /// The callers that these keys let in. A key is left out if it does not exist, is expired or
-    /// revoked, or its application is deleted (it may have been made while that happened). Notes the
-    /// use, once a minute at most; a row that another process is noting is skipped.
+    /// The callers that these keys let in, and the keys whose use is to be noted. A key is left out if
+    /// it does not exist, is expired or revoked, or its application is deleted (it may have been made
+    /// while that happened). Changes nothing, so that it is repeated where a session was lost.
     pub async fn principals_of(
         &self,
         hashes: &[ApiKeyHash],
-    ) -> Result<HashMap<ApiKeyHash, Principal>, StoreError> {
+    ) -> Result<(HashMap<ApiKeyHash, Principal>, Vec<ApiKeyId>), StoreError> {
         let hashes: Vec<&[u8]> = hashes.iter().map(|hash| hash.bytes().as_slice()).collect();
         bounded(async {
-            let mut query = QueryBuilder::<Postgres>::new("with known as (select hash, ");
+            let mut query = QueryBuilder::<Postgres>::new(
+                "select last_used_at is null or last_used_at < now() - interval '1 minute' as is_due,
+                        hash, ",
+            );
             query.push(COLUMNS).push(" from api_key where hash = any(").push_bind(&hashes);
             query.push(") and revoked_at is null and (expires_at is null or expires_at > ");
             push_ordered_now(&mut query, self.times());
@@ -146,25 +153,37 @@ impl Store {
                   and not exists (
                       select from application a
                       where a.application_id = api_key.application_id and a.deleted_at is not null
-                  )),
-                 unnoted as (
-                     select api_key.key_id from api_key join known using (key_id)
-                     where known.last_used_at is null
-                        or known.last_used_at < now() - interval '1 minute'
-                     for no key update of api_key skip locked
-                 ),
-                 used as (
-                     update api_key set last_used_at = now() from unnoted
-                     where api_key.key_id = unnoted.key_id
-                 )
-                 select * from known",
+                  )",
             );
             let rows: Vec<KnownRow> = query.build_query_as().fetch_all(&self.pool).await?;
+            let due = rows.iter().filter(|row| row.is_due).map(|row| row.key.id()).collect();
             let known = rows.into_iter().filter_map(|row| {
                 let hash = ApiKeyHash::from_bytes(row.hash.as_slice().try_into().ok()?);
                 Some((hash, row.key.principal()))
             });
-            Ok(known.collect())
+            Ok((known.collect(), due))
+        })
+        .await
+    }
+
+    /// Notes the use of keys, once a minute at most; a row that another process is noting is skipped.
+    pub async fn note_use(&self, keys: &[ApiKeyId]) -> Result<(), StoreError> {
+        let keys: Vec<Uuid> = keys.iter().map(|key| key.uuid()).collect();
+        bounded_by(NOTE_TIMEOUT, async {
+            sqlx::query(
+                "with unnoted as (
+                     select key_id from api_key
+                     where key_id = any($1)
+                       and (last_used_at is null or last_used_at < now() - interval '1 minute')
+                     for no key update skip locked
+                 )
+                 update api_key set last_used_at = now() from unnoted
+                 where api_key.key_id = unnoted.key_id",
+            )
+            .bind(keys)
+            .execute(&self.pool)
+            .await?;
+            Ok(())
         })
         .await
     }

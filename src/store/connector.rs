@@ -31,11 +31,18 @@ const LISTENER_TIMEOUT: Duration = Duration::from_secs(5);
 /// it is kept when the table has thousands. Look-ups by key are meant everywhere; what has no index
 /// is read as before, only that its cost looks enormous, and so worth a compilation of a tenth of a
 /// second, and workers that take 6 ms to begin. Nothing but speed depends on these.
+///
+/// Where the network swallows a session, the server ends it: a transaction would keep its locks until
+/// then. Over a Unix socket the settings of TCP mean nothing.
 const SESSION: &str = "set enable_seqscan = off; set jit = off; \
-                       set max_parallel_workers_per_gather = 0";
+                       set max_parallel_workers_per_gather = 0; \
+                       set idle_in_transaction_session_timeout = '10s'; \
+                       set tcp_user_timeout = '10s'; set tcp_keepalives_idle = 5; \
+                       set tcp_keepalives_interval = 2; set tcp_keepalives_count = 3";
 /// The same behind a pooler, whose sessions are other clients' a moment later.
 pub(super) const SESSION_LOCAL: &str = "set local enable_seqscan = off; set local jit = off; \
-                                        set local max_parallel_workers_per_gather = 0";
+                                        set local max_parallel_workers_per_gather = 0; \
+                                        set local idle_in_transaction_session_timeout = '10s'";
 
 /// The question whether a session counts.
 const SESSION_ATTRS: &str = "select pg_is_in_recovery() as is_standby, \
@@ -151,12 +158,13 @@ impl Way {
         let first = self.first.load(Ordering::Relaxed);
         let mut failures = Vec::new();
         for index in (0..count).map(|offset| (first + offset) % count) {
-            let opened = self.open(&address, &address.hosts[index], is_pooled).await;
-            // Where the caller gives up on a silent host, the next call begins with another one.
-            let next = if opened.is_ok() { index } else { (index + 1) % count };
-            self.first.store(next, Ordering::Relaxed);
-            match opened {
-                Ok(opened) => return Ok(opened),
+            // Beforehand: where the caller gives up on a silent host, the next call begins with another.
+            self.first.store((index + 1) % count, Ordering::Relaxed);
+            match self.open(&address, &address.hosts[index], is_pooled).await {
+                Ok(opened) => {
+                    self.first.store(index, Ordering::Relaxed);
+                    return Ok(opened);
+                }
                 Err(error) => failures.push((name(&address.hosts[index]), error)),
             }
         }

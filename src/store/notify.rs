@@ -47,10 +47,12 @@ impl Store {
 
 impl DueListener {
     /// Waits for the next notification; an error means that the connection is lost, and with it
-    /// perhaps a notification.
-    pub async fn heard(&mut self) -> Result<(), StoreError> {
+    /// perhaps a notification. `rest` is the least time between two checks of the connection, where the
+    /// database is to be left alone.
+    pub async fn heard(&mut self, rest: Option<Duration>) -> Result<(), StoreError> {
+        let interval = rest.unwrap_or_default().max(CHECK_INTERVAL);
         loop {
-            let heard = tokio::time::timeout(CHECK_INTERVAL, self.listener.try_recv()).await;
+            let heard = tokio::time::timeout(interval, self.listener.try_recv()).await;
             if let Ok(heard) = heard {
                 return heard?.map(|_| ()).ok_or(StoreError::TimedOut);
             }

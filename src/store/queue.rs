@@ -20,7 +20,7 @@ pub use super::claim::{
     AttemptRecord, Claim, ClaimToken, ClaimedRow, Finished, Next, Recorded, Release,
 };
 use super::{
-    PLANS, Store, StoreError, bounded,
+    PLANS, Store, StoreError,
     claim::LimitColumns,
     dispatchers::DispatcherId,
     prompt,
@@ -189,7 +189,7 @@ impl Store {
         let owners: Vec<DispatcherId> = claims.iter().map(|(_, token, _)| token.owner).collect();
         let numbers: Vec<i32> = claims.iter().map(|(_, token, _)| token.number).collect();
         let lanes: Vec<Uuid> = claims.iter().map(|(.., lane)| lane.uuid()).collect();
-        bounded(async {
+        prompt(&self.pace, async {
             let released = sqlx::query(
                 "update delivery_queue q set owner = null, lane_id = r.lane_id
                  from (
@@ -230,7 +230,7 @@ impl Store {
         let ids: Vec<Uuid> = claims.iter().map(|(id, _)| id.uuid()).collect();
         let owners: Vec<DispatcherId> = claims.iter().map(|(_, token)| token.owner).collect();
         let numbers: Vec<i32> = claims.iter().map(|(_, token)| token.number).collect();
-        bounded(async {
+        prompt(&self.pace, async {
             let released = sqlx::query(concat!(
                 "update delivery_queue q
                  set owner = null, due_at = coalesce(",

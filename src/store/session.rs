@@ -143,7 +143,7 @@ impl Session {
                 (self.state, self.under_way_since) = (State::Idle, None);
                 self.answered_at = Instant::now();
             }
-            Err(error) => self.lose(error),
+            Err(error) => self.lose(error, has_timed_out(error)),
         }
         checked
     }
@@ -252,16 +252,17 @@ impl Session {
     fn settle(&mut self, answered: Result<Answer, Error>) -> Result<Answer, Error> {
         self.under_way_since = None;
         match &answered {
-            Err(error) if self.is_ended_by(error) => self.lose(error),
+            // A read that takes long may be slow for a reason of its own: a round trip on the other
+            // sessions will show whether the network is silent.
+            Err(error) if self.is_ended_by(error) => self.lose(error, false),
             _ => self.answered_at = Instant::now(),
         }
         answered
     }
 
-    fn lose(&mut self, error: &Error) {
+    fn lose(&mut self, error: &Error, is_silent: bool) {
         self.state = State::Lost;
-        let is_of_all = has_timed_out(error) || code(error).as_deref() == Some(READ_ONLY);
-        self.doubt.raise(is_of_all);
+        self.doubt.raise(is_silent || code(error).as_deref() == Some(READ_ONLY));
     }
 
     /// Whether an error ends this session, or shows that it is of no use.

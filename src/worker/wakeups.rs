@@ -40,7 +40,7 @@ async fn hear(shared: &Shared, pause: &mut Duration) -> Result<(), StoreError> {
     // Whatever was said while nobody listened.
     shared.look_now.notify_one();
     loop {
-        listener.heard().await?;
+        listener.heard(shared.handover.idle().interval()).await?;
         shared.handover.idle().wake();
         shared.look_now.notify_one();
     }

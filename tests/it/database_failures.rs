@@ -9,7 +9,7 @@ use webhook_dispatcher::embedded_postgres::{EmbeddedPostgres, Options};
 
 use crate::{
     pool::Network,
-    support::{Receiver, TestApp, TestDatabase, eventually, process::Folder},
+    support::{Receiver, TestApp, TestDatabase, TestServer, eventually, process::Folder},
 };
 
 /// The documented number of connections, with `ROLE=all`, `api` and `worker` (docs/deploy.md).
@@ -209,6 +209,90 @@ async fn first_request_after_a_restart_of_postgres_is_accepted() {
     assert_eq!(status, 200, "{body}");
     app.stop().await;
     postgres.stop().await.unwrap();
+}
+
+/// Catches: a batch whose commit is late, stored once more under new ids, because the key that it holds
+/// itself was taken for somebody else's.
+#[tokio::test]
+async fn batch_whose_commit_is_late_is_stored_once() {
+    let receiver = Receiver::always(200).await;
+    // So that commits can be made to wait for a standby that there is not.
+    let settings = [("wal_level", "replica"), ("max_wal_senders", "1")];
+    let server = TestServer::start("late-commit", &settings).await;
+    let database = server.database("late_commit").await;
+    let mut admin = database.options.connect().await.unwrap();
+    let app = TestApp::on(database, &[]).await;
+    assert_eq!(post(&app, &receiver).await, 202);
+    let mut set = async |change: &str| {
+        let change = format!("alter system {change}");
+        sqlx::raw_sql(AssertSqlSafe(change)).execute(&mut admin).await.unwrap();
+        sqlx::raw_sql("select pg_reload_conf()").execute(&mut admin).await.unwrap();
+    };
+    // What sets it waits for no standby itself.
+    set("set synchronous_standby_names = 'nobody'").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let event = |n: usize| json!({"payload": 100 + n, "target_url": receiver.url("/")});
+    let mut events: Vec<_> = (0..8).map(event).collect();
+    events[0]["idempotency_key"] = json!("key");
+    let body = json!({"events": events});
+    let posted = app.post("/events/batch", &body);
+    let released = async {
+        // Longer than the deadline of the statement, and shorter than the patience of the batch.
+        tokio::time::sleep(Duration::from_millis(4_600)).await;
+        set("reset synchronous_standby_names").await;
+    };
+    let ((status, answer), ()) = tokio::join!(posted, released);
+    let stored = "select count(*), count(distinct payload) from event_payload";
+    let (count, different): (i64, i64) =
+        sqlx::query_as(AssertSqlSafe(stored)).fetch_one(app.store.pool()).await.unwrap();
+    assert_eq!(count, different, "{status} {answer}");
+    app.stop().await;
+}
+
+/// Catches: probes that wait behind those who read.
+#[tokio::test]
+async fn readiness_does_not_wait_for_readers() {
+    let database = TestDatabase::new().await;
+    let mut admin = database.options.connect().await.unwrap();
+    let app = TestApp::on(database, &[]).await;
+    sqlx::raw_sql("begin; lock table subscription").execute(&mut admin).await.unwrap();
+    let reading = futures_util::future::join_all((0..12).map(|_| app.get("/subscriptions")));
+    let probing = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let answer = ready(&app).await;
+        sqlx::raw_sql("rollback").execute(&mut admin).await.unwrap();
+        answer
+    };
+    let (_, answer) = tokio::join!(reading, probing);
+    assert_eq!(answer, (200, json!({"ok": true})));
+    app.stop().await;
+}
+
+/// Catches: a session that the network has swallowed in a transaction, and that keeps its locks for
+/// hours.
+#[tokio::test]
+async fn sessions_do_not_keep_their_locks_when_the_network_swallows_them() {
+    let receiver = Receiver::always(200).await;
+    let database = TestDatabase::new().await;
+    let mut admin = database.options.connect().await.unwrap();
+    let app = TestApp::on(database, &[]).await;
+    let note = "create table noted (name text, value text);
+                create function note() returns trigger language plpgsql as $$ begin
+                    insert into noted select name, setting from pg_settings
+                    where name in ('idle_in_transaction_session_timeout', 'tcp_user_timeout');
+                    return null;
+                end $$;
+                create trigger note after insert on delivery_queue execute function note()";
+    sqlx::raw_sql(note).execute(&mut admin).await.unwrap();
+    assert_eq!(post(&app, &receiver).await, 202);
+    let noted: Vec<(String, String)> =
+        sqlx::query_as("select distinct name, value from noted order by 1")
+            .fetch_all(&mut admin)
+            .await
+            .unwrap();
+    let idle = ("idle_in_transaction_session_timeout".to_owned(), "10000".to_owned());
+    assert!(noted.contains(&idle), "{noted:?}");
+    app.stop().await;
 }
 
 #[tokio::test]

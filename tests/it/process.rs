@@ -281,6 +281,35 @@ async fn the_debug_log_follows_one_event_and_the_usual_one_is_silent() {
     }
 }
 
+/// Catches: a library that logs whole messages at a level which the operator chose for another reason.
+#[tokio::test]
+async fn no_level_of_the_log_shows_what_agents_send() {
+    let url = TestDatabase::new().await.url();
+    let environment = [on(&url).as_slice(), &[("RUST_LOG", "trace")]].concat();
+    let mut service = Process::start(free_port().await, &environment).await;
+    let arguments = json!({"type": "a", "payload": {"note": "a-payload-of-a-tenant"}});
+    let params = json!({"name": "webhook_publish", "arguments": arguments});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+    let answer = reqwest::Client::new_of_tests()
+        .post(format!("{}/mcp", service.base))
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .header("mcp-protocol-version", "2025-11-25")
+        .bearer_auth("a-credential-of-a-tenant")
+        .body(body.to_string())
+        .send();
+    let answer = answer.await.unwrap();
+    assert_eq!(answer.status(), 200);
+    service.signal("TERM");
+    service.ended().await;
+    let output = service.output();
+    assert!(output.contains("DEBUG"), "{output}");
+    for hidden in ["a-payload-of-a-tenant", "a-credential-of-a-tenant"] {
+        let line = output.lines().find(|line| line.contains(hidden));
+        assert!(line.is_none(), "{line:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_outage_of_postgres_loses_nothing_and_ends_by_itself() {
     let receiver = MockReceiver::bind(Settings::calm()).await.unwrap();

@@ -63,11 +63,15 @@ async fn valid_signature_is_the_credential() {
         let (status, _, answer) = raw(&app, "POST", &path, &headers, PUSH).await;
         assert_eq!(status, 202, "{path}: {answer}");
     }
+    // A gateway in between may add credentials of its own.
+    let path = format!("/ingest/{id}");
+    let by_gateway = [headers.as_slice(), &[("authorization", "Bearer of.a.gateway")]].concat();
+    assert_eq!(raw(&app, "POST", &path, &by_gateway, PUSH).await.0, 202);
     // Its own header, where both are there.
     let both = [headers.as_slice(), &[("x-event-type", "code.pushed")]].concat();
     raw(&app, "POST", &format!("/ingest/{id}"), &both, PUSH).await;
     let types: Vec<_> = events(&app, "acme").await.iter().map(|one| one["type"].clone()).collect();
-    assert_eq!(types, [json!("code.pushed"), json!("push"), json!("push")]);
+    assert_eq!(types, ["code.pushed", "push", "push", "push"].map(|name| json!(name)));
     // A body that brings its signature.
     let hex = github_signature(SECRET, "payload").replace("sha256=", "");
     let body = json!({"body": "payload", "signature": hex}).to_string();
@@ -125,7 +129,7 @@ async fn everything_else_without_a_key_is_the_same_401() {
         let headers = [JSON, ("x-hub-signature-256", good.as_str())];
         assert_eq!(raw(&app, "POST", path, &headers, PUSH).await.0, 401, "{path}");
     }
-    // Nothing else opens without a key, and a wrong key is no less wrong beside a signature.
+    // Nothing else opens without a key, and a wrong key of ours is no less wrong beside a signature.
     let headers = [JSON, ("x-hub-signature-256", good.as_str())];
     for (method, path) in [
         ("GET", paths[0].as_str()),
@@ -135,7 +139,8 @@ async fn everything_else_without_a_key_is_the_same_401() {
     ] {
         assert_eq!(raw(&app, method, path, &headers, PUSH).await.0, 401, "{method} {path}");
     }
-    let wrong = [headers.as_slice(), &[("x-api-key", "wrong")]].concat();
+    let unknown = format!("whd_{}", "a".repeat(43));
+    let wrong = [headers.as_slice(), &[("x-api-key", unknown.as_str())]].concat();
     assert_eq!(raw(&app, "POST", &paths[0], &wrong, PUSH).await.0, 401);
     assert!(events(&app, "acme").await.is_empty());
     // With a key it is as before: refused by its reason.

@@ -44,7 +44,7 @@ async fn writes_follow_the_host_that_accepts_them() {
     // Accepts connections, and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!(
-        "postgres://{}@{},{},{}/{}?target_session_attrs=read-write&connect_timeout=2",
+        "postgres://{}@{},{},{}/{}?target_session_attrs=read-write&connect_timeout=10",
         first.options.get_username(),
         silent.local_addr().unwrap(),
         host(&second),
