@@ -285,7 +285,7 @@ async fn the_debug_log_follows_one_event_and_the_usual_one_is_silent() {
 #[tokio::test]
 async fn no_level_of_the_log_shows_what_agents_send() {
     let url = TestDatabase::new().await.url();
-    let environment = [on(&url).as_slice(), &[("RUST_LOG", "trace")]].concat();
+    let environment = [on(&url).as_slice(), &[("RUST_LOG", "trace,rmcp=trace")]].concat();
     let mut service = Process::start(free_port().await, &environment).await;
     let arguments = json!({"type": "a", "payload": {"note": "a-payload-of-a-tenant"}});
     let params = json!({"name": "webhook_publish", "arguments": arguments});
