@@ -96,8 +96,9 @@ pub struct Settings {
     /// address, with a port unless that is 53 (1 to 8).
     #[arg(long, env = "DNS_SERVERS")]
     pub dns_servers: Option<String>,
-    /// HTTP proxy through which targets are called (CONNECT), as http://[user:password@]host[:port].
-    /// Addresses are resolved and checked here, and the proxy is given the address.
+    /// HTTP proxy through which targets are called (CONNECT), as `http://user:password@host:port`; user
+    /// and port may be left out. Addresses are resolved and checked here, and the proxy is given the
+    /// address.
     #[arg(long, env = "EGRESS_PROXY", hide_env_values = true)]
     pub egress_proxy: Option<Hidden>,
     /// File that holds EGRESS_PROXY.

@@ -18,6 +18,7 @@ const FOREIGN: &[&str] = &[
     "AF_INET6",
     "AF_UNIX",
     "CARGO_PROFILE_RELEASE_DEBUG",
+    "CLOCK_BOOTTIME",
     "DISPATCH_AT",
     "HTTP_PROXY",
     "HTTP_WEBHOOK_ID",
