@@ -246,8 +246,7 @@ impl Batcher {
         indexes.iter().map(event).collect()
     }
 
-    /// Stores events; while Postgres is away it looks whether they were stored, and tries again. While
-    /// the outcome of an earlier try is unclear, a key that is held may be held by that.
+    /// Stores events; while Postgres is away it looks whether they were stored, and tries again.
     async fn store_through_outage(
         &mut self,
         events: &[NewEvent<'_>],
@@ -270,30 +269,26 @@ impl Batcher {
             } else {
                 self.store_once(events).await
             };
+            // An earlier try of ours may still be running. It may hold the key, and with new ids for a new
+            // routing its events would be stored twice.
+            let result = match result {
+                Ok(Outcome::StaleRouting) | Err(StoreError::KeyHeld) if is_unclear => {
+                    Err(StoreError::TimedOut)
+                }
+                result => result,
+            };
             match result {
                 // Our own earlier try has just been committed after all; it is found next.
                 Err(error) if is_unclear && error.is_repeat() && !was_repeat => was_repeat = true,
                 // Whoever holds it may hold it for long: the others must not wait for that.
-                Err(StoreError::KeyHeld) if !is_unclear => return Err(StoreError::KeyHeld),
+                Err(StoreError::KeyHeld) => return Err(StoreError::KeyHeld),
                 Err(error) if error.is_outage() => {
                     is_unclear = true;
                     if Instant::now() >= give_up_at {
                         self.is_in_outage = true;
-                        return Err(match error {
-                            StoreError::KeyHeld => StoreError::TimedOut,
-                            error => error,
-                        });
+                        return Err(error);
                     }
                     telemetry::statement_failed(&error, "events wait for the database");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(OUTAGE_PAUSE.1);
-                }
-                // Our own earlier try may still be running and commit: with new ids its events would
-                // be stored twice.
-                Ok(Outcome::StaleRouting) if is_unclear => {
-                    if Instant::now() >= give_up_at {
-                        return Err(StoreError::TimedOut);
-                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(OUTAGE_PAUSE.1);
                 }
