@@ -132,7 +132,7 @@ impl Client {
         let mut seen = None;
         let ends = tokio::time::Instant::now() + deadline;
         let ended = tokio::select! {
-            // What is sent comes first: at the deadline it says whether the name was resolved.
+            // The request is polled first: at the deadline its error names the phase, such as DNS.
             biased;
             sent = self.send(outgoing, again, ends, &mut seen) => sent.err(),
             () = tokio::time::sleep_until(ends) => Some(Failure::new(

@@ -71,7 +71,7 @@ impl Connector {
     }
 
     /// Opens a connection to the host and port of an absolute URI. A name that is not resolved at
-    /// `deadline` is a failure of DNS; whatever comes later is waited for as long as it takes.
+    /// `deadline` is a failure of DNS. The later steps have no deadline of their own here.
     pub async fn open(&self, uri: Uri, deadline: Instant) -> Result<Connection, ConnectionError> {
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -139,8 +139,8 @@ impl ConnectError {
     }
 }
 
-/// What one attempt says: a machine without a route, an address, a port or memory says nothing of the
-/// receiver.
+/// Class of a failed attempt, and the side that it counts against. That this machine has no route,
+/// address, port or memory is no fault of the receiver.
 fn class_of_attempt(error: &io::Error) -> (ErrorClass, Fault) {
     let tunnel = error.get_ref().and_then(|inner| inner.downcast_ref::<TunnelError>());
     if let Some(tunnel) = tunnel {
@@ -183,7 +183,7 @@ async fn connect_any(
             None => TcpStream::connect(address).await,
             // Boxed: it is large, and would make every connection some kibibytes larger.
             Some((egress, deadline)) => {
-                Box::pin(egress.open_tunnel(address, deadline)).await.map_err(io::Error::from)
+                Box::pin(egress.open_tunnel(address, deadline)).await.map_err(io::Error::other)
             }
         };
         connected.map_err(|error| (address, error))
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(class_of_attempt(&full), (ErrorClass::Connect, Fault::Service));
         let refused = TunnelError::Refused(hyper::StatusCode::FORBIDDEN);
         let blocked = (ErrorClass::BlockedAddress, Fault::Service);
-        assert_eq!(class_of_attempt(&refused.into()), blocked);
+        assert_eq!(class_of_attempt(&io::Error::other(refused)), blocked);
     }
 
     #[test]

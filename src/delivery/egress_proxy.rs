@@ -205,40 +205,32 @@ impl EgressProxy {
         stream: TcpStream,
         to: SocketAddr,
     ) -> Result<TcpStream, TunnelError> {
-        let no_tunnel = TunnelError::NoTunnel;
-        let request = self.request(to).map_err(|error| no_tunnel(error.to_string()))?;
+        let no_tunnel = |error: &dyn fmt::Display| TunnelError::NoTunnel(error.to_string());
+        let request = self.request(to).map_err(|error| no_tunnel(&error))?;
         let connection = http1::Builder::new()
             .max_buf_size(HEAD_BYTES_MAX)
             .handshake(TokioIo::new(stream))
             .await;
-        let (mut sender, driver) = connection.map_err(|error| no_tunnel(error.to_string()))?;
-        let mut driver = pin!(driver.with_upgrades());
-        let mut answer = pin!(sender.send_request(request));
-        let mut is_driven = true;
-        let answered = loop {
-            tokio::select! {
-                biased;
-                answered = &mut answer => break answered,
-                _ = &mut driver, if is_driven => is_driven = false,
+        let (mut sender, driver) = connection.map_err(|error| no_tunnel(&error))?;
+        let mut exchange = pin!(async {
+            let answer = sender.send_request(request).await.map_err(|error| no_tunnel(&error))?;
+            let status = answer.status();
+            if !status.is_success() {
+                return Err(TunnelError::Refused(status));
             }
+            hyper::upgrade::on(answer).await.map_err(|error| no_tunnel(&error))
+        });
+        let upgraded = tokio::select! {
+            biased;
+            ended = &mut exchange => ended?,
+            // The connection has been handed over, or has broken: the exchange knows which.
+            _ = driver.with_upgrades() => exchange.await?,
         };
-        let answered = answered.map_err(|error| no_tunnel(error.to_string()))?;
-        let status = answered.status();
-        if !status.is_success() {
-            return Err(TunnelError::Refused(status));
-        }
-        let upgraded = async {
-            if is_driven {
-                let _ = driver.await;
-            }
-        };
-        let (upgraded, ()) = tokio::join!(hyper::upgrade::on(answered), upgraded);
-        let upgraded = upgraded.map_err(|error| no_tunnel(error.to_string()))?;
         match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(parts) if parts.read_buf.is_empty() => Ok(parts.io.into_inner()),
             // Targets wait for a request, or for a ClientHello: nothing comes from them before.
-            Ok(_) => Err(no_tunnel("it sent more than the head of its answer".to_owned())),
-            Err(_) => Err(no_tunnel("it opened no tunnel".to_owned())),
+            Ok(_) => Err(no_tunnel(&"it sent more than the head of its answer")),
+            Err(_) => Err(no_tunnel(&"it opened no tunnel")),
         }
     }
 
@@ -253,13 +245,6 @@ impl EgressProxy {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
         }
         Ok(request)
-    }
-}
-
-/// The form in which a failed tunnel stands beside failed connections.
-impl From<TunnelError> for io::Error {
-    fn from(error: TunnelError) -> Self {
-        Self::other(error)
     }
 }
 
