@@ -36,8 +36,8 @@ use crate::{
 };
 
 /// Connections for reading, and for keeping house. The batcher, the mover, the recorder, the claimer,
-/// the heartbeat, the listener and `/readyz` have one each: a backend that does one thing keeps its caches warm,
-/// and waits for no other.
+/// the heartbeat, the listener and `/readyz` have one each: a backend that does one thing keeps its
+/// caches warm, and waits for no other.
 const API_CONNECTIONS_MAX: u32 = 7;
 const WORKER_CONNECTIONS_MAX: u32 = 4;
 /// Connections of what is done for the CMS, if there is one.

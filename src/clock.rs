@@ -62,8 +62,8 @@ fn monotonic_us(at: Instant) -> i64 {
     awake.saturating_add(suspended_us() - suspended)
 }
 
-/// How long this machine has been suspended since it was booted, to some microseconds: [`Instant`]
-/// stands still meanwhile, and the world goes on.
+/// Time for which this machine has been suspended since it was booted, to some microseconds. [`Instant`]
+/// does not count it.
 #[cfg(target_os = "linux")]
 fn suspended_us() -> i64 {
     use rustix::time::{ClockId, clock_gettime};
@@ -73,7 +73,7 @@ fn suspended_us() -> i64 {
     };
     let awake = us(ClockId::Monotonic);
     let suspended = us(ClockId::Boottime).saturating_sub(awake);
-    // What lies between the two readings is no suspension.
+    // Below it: the time between the two readings.
     if suspended < SUSPENDED_MIN_US { 0 } else { suspended }
 }
 

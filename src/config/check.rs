@@ -556,11 +556,13 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn egress_proxy_of_another_kind_is_refused() {
+        let socks = ["--egress-proxy=socks5://user:s3cret@a:1"];
+        refused(&socks, &["EGRESS_PROXY", "http://proxy.example"]);
+    }
+
+    #[test]
     fn missing_file_of_authorities_is_refused() {
-        refused(
-            &["--egress-proxy=socks5://user:s3cret@a:1"],
-            &["EGRESS_PROXY", "http://proxy.example"],
-        );
         refused(&["--extra-ca-certs=/nowhere/ca.pem"], &["EXTRA_CA_CERTS", "/nowhere/ca.pem"]);
         assert!(check(&["--extra-ca-certs="]).is_ok());
     }

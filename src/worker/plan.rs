@@ -136,8 +136,8 @@ impl Signer {
 }
 
 impl Way {
-    /// Whether it is a target of a dispatch without retries: its caller wants to know what came of the
-    /// one attempt, and repeats it where that is wanted.
+    /// Whether it is a target of a dispatch without retries: its caller waits for the result of the one
+    /// attempt, and decides whether to repeat it.
     pub fn is_single_attempt(&self) -> bool {
         match &self.says {
             Says::Explicit(_, Some(settings)) => settings.retry.is_none(),

@@ -216,7 +216,7 @@ async fn first_request_after_a_restart_of_postgres_is_accepted() {
 #[tokio::test]
 async fn batch_whose_commit_is_late_is_stored_once() {
     let receiver = Receiver::always(200).await;
-    // So that commits can be made to wait for a standby that there is not.
+    // Commits can wait for a standby, and there is none.
     let settings = [("wal_level", "replica"), ("max_wal_senders", "1")];
     let server = TestServer::start("late-commit", &settings).await;
     let database = server.database("late_commit").await;
@@ -228,7 +228,7 @@ async fn batch_whose_commit_is_late_is_stored_once() {
         sqlx::raw_sql(AssertSqlSafe(change)).execute(&mut admin).await.unwrap();
         sqlx::raw_sql("select pg_reload_conf()").execute(&mut admin).await.unwrap();
     };
-    // What sets it waits for no standby itself.
+    // `alter system` itself commits nothing.
     set("set synchronous_standby_names = 'nobody'").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let event = |n: usize| json!({"payload": 100 + n, "target_url": receiver.url("/")});
@@ -279,7 +279,7 @@ async fn sessions_do_not_keep_their_locks_when_the_network_swallows_them() {
     let note = "create table noted (name text, value text);
                 create function note() returns trigger language plpgsql as $$ begin
                     insert into noted select name, setting from pg_settings
-                    where name in ('idle_in_transaction_session_timeout', 'tcp_user_timeout');
+                    where name = 'idle_in_transaction_session_timeout';
                     return null;
                 end $$;
                 create trigger note after insert on delivery_queue execute function note()";

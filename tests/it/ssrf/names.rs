@@ -168,13 +168,7 @@ async fn a_name_that_changes_its_answer_gains_nothing() {
     let url = format!("http://rebind.test:{}/", good.port());
     let made = app.make("/subscriptions", json!({"target_url": url, "event_types": "a"})).await;
     let test = format!("/subscriptions/{}/test", made["id"].as_str().unwrap());
-    let outcome = async |id: &str| {
-        let event = eventually("an attempt", async || {
-            let event = app.event(id).await;
-            (event["attempt_count"] != 0).then_some(event)
-        });
-        event.await["last_error"]["class"].clone()
-    };
+    let outcome = async |id: &str| app.wait_for_attempt(id).await["last_error"]["class"].clone();
     let publish = async || app.publish(json!({"type": "a", "payload": 1})).await;
     assert_eq!(outcome(&publish().await).await, Value::Null);
     assert_eq!(dns.asked("rebind.test"), 1, "what was vetted is what was called");
@@ -217,11 +211,7 @@ async fn dns_that_hangs_hurts_nobody_else() {
 
     let app = service(&dns, &["--http-timeout=1"]).await;
     let id = app.accept("http://silent.test/").await;
-    let event = eventually("an attempt", async || {
-        let event = app.event(&id).await;
-        (event["attempt_count"] != 0).then_some(event)
-    })
-    .await;
+    let event = app.wait_for_attempt(&id).await;
     assert_eq!(event["last_error"]["class"], "dns", "{event}");
     app.stop().await;
 }

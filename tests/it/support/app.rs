@@ -157,6 +157,15 @@ impl TestApp {
         })
         .await
     }
+
+    /// Waits for the first attempt at an event.
+    pub async fn wait_for_attempt(&self, id: &str) -> Value {
+        eventually("an attempt", async || {
+            let event = self.event(id).await;
+            (event["attempt_count"] != 0).then_some(event)
+        })
+        .await
+    }
 }
 
 /// The configuration that the flags come to.

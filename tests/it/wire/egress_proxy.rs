@@ -91,11 +91,7 @@ async fn dispatch(app: &TestApp, target: &str) -> Value {
 /// An event for a target, once its first attempt has failed.
 async fn failed_event(app: &TestApp, target: &str) -> Value {
     let id = app.publish(json!({"payload": 1, "target_url": target})).await;
-    eventually("an attempt", async || {
-        let event = app.event(&id).await;
-        (event["attempt_count"] != 0).then_some(event)
-    })
-    .await
+    app.wait_for_attempt(&id).await
 }
 
 /// The setting is named, and neither the proxy nor its user.
@@ -158,7 +154,7 @@ async fn tls_goes_through_the_tunnel_for_the_name_of_the_target() {
     }
 }
 
-/// Broken by: a target that the proxy cannot reach, told as a fault of ours.
+/// Broken by: a target that the proxy cannot reach, reported as a fault of this service.
 #[tokio::test]
 async fn what_the_proxy_cannot_reach_counts_against_the_receiver() {
     let Some(proxy) = Proxy::start("").await else { return };
@@ -170,7 +166,7 @@ async fn what_the_proxy_cannot_reach_counts_against_the_receiver() {
     app.stop().await;
 }
 
-/// Broken by: a fault of the proxy that uses up attempts, or is told as one of the receiver.
+/// Broken by: a fault of the proxy that uses up attempts, or counts against the receiver.
 #[tokio::test]
 async fn faults_of_the_proxy_are_named_and_use_up_no_attempt() {
     let receiver = Receiver::always(200).await;
@@ -198,7 +194,7 @@ async fn faults_of_the_proxy_are_named_and_use_up_no_attempt() {
     assert_eq!(receiver.count(), 0, "never past the proxy");
 }
 
-/// Broken by: a name that is still being resolved at the deadline, told as a receiver that hangs.
+/// Broken by: a name that is not resolved at the deadline, reported as a time-out of the receiver.
 #[tokio::test]
 async fn a_name_that_is_not_resolved_at_the_deadline_is_a_failure_of_dns() {
     let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -212,7 +208,7 @@ async fn a_name_that_is_not_resolved_at_the_deadline_is_a_failure_of_dns() {
     app.stop().await;
 }
 
-/// Broken by: a proxy that is away, told as a receiver that hangs where the deadline is short.
+/// Broken by: a proxy that hangs, and is not named where the deadline is short.
 #[tokio::test]
 async fn proxy_that_hangs_is_named_at_the_deadline() {
     let silent = RawReceiver::start(Misdeed::Hang).await;
